@@ -1,0 +1,154 @@
+//! Owns the TUN device: made through tun-rs or adopted as a descriptor, read from and written to frame by frame. The
+//! only file that names tun-rs. What frames contain is the business of `offload.rs`; what happens to the link, of
+//! `link.rs`.
+//!
+//! tun-rs makes the device and turns its offloads on; it is not asked for anything later, because its management calls
+//! act on whatever has the device's name in the *caller's* network namespace. It cannot adopt a descriptor with a virtio
+//! header either, so that an adopted one is read and written directly, as the other kind is too.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+use crate::cmsg::{self, WithUdp};
+use crate::offload::{HEADER_LEN, Kind, LONG_HEADER_LEN};
+
+/// An open TUN device.
+pub(crate) struct Tun {
+    handle: Handle,
+    header_len: usize,
+    takes_udp: bool,
+}
+
+enum Handle {
+    Made(SyncDevice),
+    Adopted(OwnedFd),
+}
+
+/// What a bare descriptor tells about its link. Found by experiment: a TUN descriptor can be written to exactly while
+/// its link is up, in whatever namespace that is, and is in error once the link is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    Up,
+    Down,
+    Deleted,
+}
+
+impl Tun {
+    /// Makes a device in the calling thread's network namespace; it vanishes with the value. `%d` in `name` becomes the
+    /// first free number.
+    pub(crate) fn create(name: &str, mtu: u16) -> io::Result<Tun> {
+        // The device stays down: whoever configures it brings it up.
+        let device = DeviceBuilder::new().name(name).mtu(mtu).inherit_enable_state().offload(true).build_sync()?;
+        device.set_nonblocking(true)?;
+        ask_for_no_address(&cmsg::tun_flags(device.as_fd())?.name);
+        let takes_udp = device.udp_gso();
+        let header_len = header_len(device.as_fd())?;
+        Ok(Tun { handle: Handle::Made(device), header_len, takes_udp })
+    }
+
+    /// Takes over an open descriptor, with or without a virtio header.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Tun> {
+        let flags = cmsg::tun_flags(fd.as_fd())?;
+        if !flags.is_tun {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is a TAP device, not TUN"));
+        }
+        cmsg::set_nonblocking(fd.as_fd())?;
+        let (mut header_len_found, mut takes_udp) = (0, false);
+        if flags.has_virtio_header {
+            header_len_found = header_len(fd.as_fd())?;
+            takes_udp = cmsg::set_tun_offloads(fd.as_fd(), WithUdp::Yes).is_ok();
+            if !takes_udp {
+                cmsg::set_tun_offloads(fd.as_fd(), WithUdp::No)?;
+            }
+        }
+        Ok(Tun { handle: Handle::Adopted(fd), header_len: header_len_found, takes_udp })
+    }
+
+    /// Whether its link was made by us, and so in the network namespace of the thread that did.
+    pub(crate) fn is_made_here(&self) -> bool {
+        matches!(self.handle, Handle::Made(_))
+    }
+
+    /// The name of its link now.
+    pub(crate) fn name(&self) -> io::Result<String> {
+        Ok(cmsg::tun_flags(self.as_fd())?.name)
+    }
+
+    /// Bytes of virtio header in front of every packet, either way; 0 if there is none.
+    pub(crate) fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// The kinds of super-packets it takes.
+    pub(crate) fn joined_kinds(&self) -> &'static [Kind] {
+        match (self.header_len, self.takes_udp) {
+            (0, _) => &[],
+            (_, false) => &[Kind::Tcp4, Kind::Tcp6],
+            (_, true) => &Kind::ALL,
+        }
+    }
+
+    /// Reads one frame; `WouldBlock` if there is none.
+    #[inline]
+    pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        match &self.handle {
+            Handle::Made(device) => device.recv(frame),
+            Handle::Adopted(fd) => cmsg::read(fd.as_fd(), frame),
+        }
+    }
+
+    /// Writes one frame.
+    #[inline]
+    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<usize> {
+        match &self.handle {
+            Handle::Made(device) => device.send(frame),
+            Handle::Adopted(fd) => cmsg::write(fd.as_fd(), frame),
+        }
+    }
+
+    /// Asks the descriptor about its link.
+    pub(crate) fn probe(&self) -> Probe {
+        match cmsg::poll_writable(self.as_fd(), Duration::ZERO) {
+            Ok(polled) if polled.is_error => Probe::Deleted,
+            Ok(polled) if polled.is_writable => Probe::Up,
+            _ => Probe::Down,
+        }
+    }
+
+    /// The network namespace its link is in, as far as we may know.
+    pub(crate) fn namespace(&self) -> io::Result<OwnedFd> {
+        cmsg::tun_namespace(self.as_fd())
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.handle {
+            Handle::Made(device) => device.as_fd(),
+            Handle::Adopted(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Keeps the kernel from giving the link an IPv6 address of its own making, as it does for its own WireGuard: nobody
+/// configured it, `wg-quick save` would write it down, and no peer may send from it.
+fn ask_for_no_address(name: &str) {
+    const NO_ADDRESS: &str = "1";
+    let setting = format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode");
+    if let Err(error) = std::fs::write(&setting, NO_ADDRESS) {
+        tracing::debug!(%error, setting, "the link keeps its link-local address");
+    }
+}
+
+fn header_len(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    match cmsg::tun_header_len(fd)? {
+        len @ (HEADER_LEN | LONG_HEADER_LEN) => Ok(len),
+        len => {
+            let message = format!("the device has a virtio header of {len} bytes; known are 10 and 12");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+    }
+}
