@@ -287,6 +287,22 @@ fn a_preshared_key_on_one_side_alone_stops_the_next_handshake_only() {
 }
 
 #[test]
+fn a_link_that_was_down_for_a_moment_has_no_session_left() {
+    needs_namespaces!();
+    let tunnel = Tunnel::new();
+    tunnel.up();
+    tunnel.left.reach("10.9.0.2");
+    let (peer, preshared) = (&tunnel.right_keys.public, Keys::preshared());
+    tunnel.left.sh(&format!("wg set wg0 peer {peer} preshared-key <(echo {preshared})"));
+    // A daemon that cannot look meanwhile hears of both changes at once.
+    let daemon = tunnel.left_daemon();
+    daemon.signal("STOP");
+    tunnel.left.sh("ip link set wg0 down; ip link set wg0 up; ip route replace 10.9.0.0/24 dev wg0");
+    daemon.signal("CONT");
+    assert!(!tunnel.left.ping("10.9.0.2", Duration::from_secs(2)), "the session outlived its link");
+}
+
+#[test]
 fn a_new_private_key_ends_the_sessions_and_removes_the_peer_that_has_it() {
     needs_namespaces!();
     let tunnel = Tunnel::new();

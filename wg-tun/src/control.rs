@@ -237,7 +237,13 @@ impl Control {
 
     fn on_link_news(&mut self) {
         match self.link.as_ref().and_then(LinkWatch::poll) {
-            Some(LinkNews::State(state)) => self.on_state(state),
+            Some(LinkNews::State { now, was_down }) => {
+                // Whoever takes a link down and up again wants its sessions to end.
+                if was_down {
+                    self.set_up(false);
+                }
+                self.on_state(now);
+            }
             Some(LinkNews::Left | LinkNews::Lost) => self.on_link_left(),
             None => {}
         }

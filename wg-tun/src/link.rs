@@ -25,7 +25,11 @@ pub(crate) struct LinkWatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkNews {
     /// It is like this now.
-    State(LinkState),
+    State {
+        now: LinkState,
+        /// It was down meanwhile, if only for a moment.
+        was_down: bool,
+    },
     /// It was deleted, or moved to another network namespace.
     Left,
     /// Some news were lost; look for yourself.
@@ -89,20 +93,27 @@ impl LinkWatch {
 
     /// Reads until there is nothing more.
     fn read_news(&self) -> Option<LinkNews> {
-        let (mut news, mut has_lost) = (None, false);
+        let (mut news, mut was_down, mut has_lost) = (None, false, false);
         let mut buffer = [0; BUFFER_LEN];
         loop {
             match cmsg::read(self.socket.as_fd(), &mut buffer) {
                 Ok(len) => {
                     for message in Messages(&buffer[..len]) {
-                        news = self.understand(message).or(news);
+                        let Some(heard) = self.understand(message) else { continue };
+                        was_down |= matches!(heard, LinkNews::State { now, .. } if !now.is_up);
+                        news = Some(heard);
                     }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => has_lost = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What was lost came after what could be read.
-                Err(_) => return if has_lost { Some(LinkNews::Lost) } else { news },
+                Err(_) if has_lost => return Some(LinkNews::Lost),
+                Err(_) => break,
             }
+        }
+        match news {
+            Some(LinkNews::State { now, .. }) => Some(LinkNews::State { now, was_down }),
+            other => other,
         }
     }
 
@@ -117,7 +128,7 @@ impl LinkWatch {
         }
         match message.kind {
             libc::RTM_DELLINK => Some(LinkNews::Left),
-            libc::RTM_NEWLINK => link_state(message.body).map(LinkNews::State),
+            libc::RTM_NEWLINK => link_state(message.body).map(|now| LinkNews::State { now, was_down: false }),
             _ => None,
         }
     }
@@ -414,7 +425,7 @@ mod tests {
             };
             flood("link set v0 mtu 1280 up\n");
             let state = LinkState { index: state.index, mtu: 1280, is_up: true };
-            assert_eq!(news_elsewhere(), (Some(LinkNews::State(state)), None));
+            assert_eq!(news_elsewhere(), (Some(LinkNews::State { now: state, was_down: false }), None));
             flood("link delete v0\n");
             assert_eq!(news_elsewhere(), (Some(LinkNews::Left), None));
         });

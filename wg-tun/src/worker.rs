@@ -95,9 +95,13 @@ impl Worker {
         // Bit n: token n is ready.
         let mut pending = 0_u64;
         while !self.shared.is_stopping.load(Ordering::Acquire) {
-            self.take_sockets()?;
             let timeout = if pending == 0 { self.time_to_deadline() } else { Some(Duration::ZERO) };
-            for event in self.epoll.wait(&mut ready, timeout)? {
+            let ready = self.epoll.wait(&mut ready, timeout)?;
+            // Sockets that were there before a packet came are used for it.
+            if self.take_sockets()? {
+                pending &= 1 << TUN;
+            }
+            for event in ready {
                 match event.token {
                     WAKE => self.shared.worker_wake.drain(),
                     TUN if event.is_error => self.end_tun(),
@@ -168,11 +172,12 @@ impl Worker {
         }
     }
 
-    /// Takes over new sockets, if there are any; the old ones close when nobody uses them any more.
-    fn take_sockets(&mut self) -> io::Result<()> {
+    /// Takes over new sockets, if there are any; the old ones close when nobody uses them any more. Returns whether
+    /// there were.
+    fn take_sockets(&mut self) -> io::Result<bool> {
         let (version, sockets) = self.shared.sockets.newer_than(self.sockets_version);
         if version == self.sockets_version {
-            return Ok(());
+            return Ok(false);
         }
         for fd in self.sockets.iter().flat_map(|sockets| sockets.fds()) {
             self.epoll.remove(fd);
@@ -180,7 +185,8 @@ impl Worker {
         self.sockets = sockets;
         self.sockets_version = version;
         let fds = self.sockets.iter().flat_map(|sockets| sockets.fds());
-        (UDP..).zip(fds).try_for_each(|(token, fd)| self.epoll.add(fd, token))
+        (UDP..).zip(fds).try_for_each(|(token, fd)| self.epoll.add(fd, token))?;
+        Ok(true)
     }
 
     /// The control thread finds out what happened to the device; here it would only be ready for ever.
