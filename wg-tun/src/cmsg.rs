@@ -165,9 +165,9 @@ impl Drop for Pages {
 }
 
 /// One's complement sum of `bytes` as big-endian words, folded to 16 bits, with the widest vectors the machine has.
-/// Equals `wg_core::packet::checksum::sum`, which is compiled for the least machine.
+/// Equals [`wg_core::packet::checksum::sum`], which is compiled for the least machine.
 #[inline]
-pub(crate) fn checksum_sum(bytes: &[u8]) -> u32 {
+pub fn checksum_sum(bytes: &[u8]) -> u32 {
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= 128 {
         if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512f") {

@@ -4,7 +4,7 @@
 //! [`Engine`](wg_core::Engine). This crate decides nothing about the protocol; it moves bytes in as few system calls as
 //! the kernel allows:
 //!
-//! 1. One read from the TUN device brings a super-packet (`offload`), whose packets are sealed straight into a train
+//! 1. One read from the TUN device brings a super-packet ([`offload`]), whose packets are sealed straight into a train
 //!    of datagrams (`batch`), which leaves in one call.
 //! 2. One receive call brings trains, whose datagrams are opened straight into a buffer where the packets of a flow
 //!    join again, to be written to the TUN device as one.
@@ -19,7 +19,7 @@ mod cmsg;
 mod control;
 mod device;
 mod link;
-mod offload;
+pub mod offload;
 mod tun;
 mod udp;
 mod worker;

@@ -1,21 +1,68 @@
-//! Owns the virtio header in front of every packet of a TUN device, and with it segmentation ([`split`]) and coalescing
-//! ([`coalesce`]) of inner packets. Pure functions on bytes: no descriptor, no system call.
+//! Segmentation and coalescing of inner packets, for a TUN device with a virtio header (`IFF_VNET_HDR`). Pure functions
+//! on bytes: no descriptor, no system call, no clock. [`Device`](crate::Device) does all of this by itself; here it is for
+//! programs that have a TUN loop of their own around an [`Engine`](wg_core::Engine).
 //!
 //! A **super-packet** is one IP packet of up to 64 KiB that stands for many, equal but for their payload, their place in
-//! the flow and a shorter last one; its virtio header says how long the pieces are.
+//! the flow and a shorter last one; its virtio header says how long the pieces are. Reading and writing a flow in
+//! super-packets costs a twentieth of doing it packet by packet.
+//!
+//! * [`SplitBatch`] (GSO) is what was read from the device: a source of packets with headers and checksums of their own.
+//! * [`CoalesceBatch`] (GRO) is a sink for decrypted packets, and hands out what is to be written to the device.
+//!
+//! The kernel describes and takes super-packets once it is told to, with `TUNSETOFFLOAD`; which ones, it may refuse.
+//!
+//! ```
+//! use wg_core::{AllowedIps, Instant, PacketSink, PacketSource, PeerId, packet::ip::IpPacket};
+//! use wg_tun::offload::{CoalesceBatch, HEADER_LEN, Kind, SplitBatch, VirtioHeader};
+//!
+//! // A super-packet of three times 100 bytes of UDP, as it is read from the device: headers for the whole, a checksum
+//! // that covers only the pseudo-header, and a virtio header.
+//! let header = VirtioHeader { flags: 1, gso_type: 5, header_len: 28, segment_len: 100, checksum_start: 20, checksum_offset: 6 };
+//! let mut frame = vec![0; HEADER_LEN];
+//! header.write(&mut frame);
+//! frame.extend([0x45, 0, 1, 72, 0, 0, 0x40, 0, 64, 17, 0x25, 0xa3, 10, 0, 0, 1, 10, 0, 0, 2]);
+//! frame.extend([0x30, 0x39, 0x01, 0xbb, 1, 52, 0x15, 0x48]);
+//! frame.extend([7; 300]);
+//!
+//! let mut split = SplitBatch::new(HEADER_LEN);
+//! let mut coalesce = CoalesceBatch::new(Kind::ALL);
+//! coalesce.clear(Instant::EPOCH);
+//! split.space().expect("it is empty")[..frame.len()].copy_from_slice(&frame);
+//! split.push(frame.len());
+//!
+//! // Between the two there would be the engines of two machines.
+//! let mut allowed_ips = AllowedIps::new();
+//! let peer = PeerId::new(0, 0);
+//! allowed_ips.insert("10.0.0.0/8".parse().expect("a prefix"), peer);
+//! while let Some(slot) = split.next_packet() {
+//!     let packet = &slot.buffer[..slot.len];
+//!     assert_eq!(packet.len(), 128);
+//!     let view = IpPacket::parse(packet).expect("it is whole");
+//!     let checked = allowed_ips.check_source(&view, peer).expect("the source is the peer's");
+//!     coalesce.reserve(packet.len()).expect("there is room")[..packet.len()].copy_from_slice(packet);
+//!     coalesce.commit(checked);
+//! }
+//! let joined = coalesce.next_frame(HEADER_LEN).expect("a frame");
+//! assert_eq!((joined.count, &*joined.bytes), (3, &frame[..]));
+//! ```
 
-pub(crate) mod coalesce;
-pub(crate) mod split;
+mod coalesce;
+mod split;
 #[cfg(test)]
 mod tests;
 
+pub use coalesce::{CoalesceBatch, CoalescedFrame};
+pub use split::{SplitBatch, for_each_packet};
+
+pub use crate::cmsg::checksum_sum;
+
 /// Length in bytes of the virtio header that the kernel uses unless told otherwise.
-pub(crate) const HEADER_LEN: usize = 10;
+pub const HEADER_LEN: usize = 10;
 /// Length in bytes of the one variant that a foreign descriptor may use, with a field for merged buffers.
-pub(crate) const LONG_HEADER_LEN: usize = 12;
+pub const LONG_HEADER_LEN: usize = 12;
 
 /// The checksum field holds only the pseudo-header's sum; whoever needs it completes it.
-pub(crate) const NEEDS_CHECKSUM: u8 = 1;
+pub const NEEDS_CHECKSUM: u8 = 1;
 
 const GSO_NONE: u8 = 0;
 const GSO_TCP4: u8 = 1;
@@ -26,22 +73,24 @@ const GSO_ECN: u8 = 0x80;
 
 /// `struct virtio_net_hdr`, in native byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct VirtioHeader {
-    pub(crate) flags: u8,
-    pub(crate) gso_type: u8,
+pub struct VirtioHeader {
+    /// [`NEEDS_CHECKSUM`] or 0.
+    pub flags: u8,
+    /// What kind of super-packet it is; 0 for a packet. `VIRTIO_NET_HDR_GSO_*` in the kernel's headers.
+    pub gso_type: u8,
     /// Bytes in front of the payload; a hint.
-    pub(crate) header_len: u16,
+    pub header_len: u16,
     /// Payload bytes per segment.
-    pub(crate) segment_len: u16,
+    pub segment_len: u16,
     /// Where checksumming starts: the transport header.
-    pub(crate) checksum_start: u16,
+    pub checksum_start: u16,
     /// Where the checksum is, from there.
-    pub(crate) checksum_offset: u16,
+    pub checksum_offset: u16,
 }
 
 impl VirtioHeader {
     /// The header in the first ten bytes.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<VirtioHeader> {
+    pub fn parse(bytes: &[u8]) -> Option<VirtioHeader> {
         let bytes: &[u8; HEADER_LEN] = bytes.first_chunk()?;
         let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Some(VirtioHeader {
@@ -54,8 +103,8 @@ impl VirtioHeader {
         })
     }
 
-    /// Writes the header; what `bytes` has beyond ten bytes becomes zero.
-    pub(crate) fn write(&self, bytes: &mut [u8]) {
+    /// Writes the header; what `bytes` has beyond ten bytes becomes zero. Panics if it has fewer.
+    pub fn write(&self, bytes: &mut [u8]) {
         bytes[0] = self.flags;
         bytes[1] = self.gso_type;
         bytes[2..4].copy_from_slice(&self.header_len.to_ne_bytes());
@@ -68,21 +117,28 @@ impl VirtioHeader {
 
 /// A kind of super-packet. The kernel may refuse one and take the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+#[non_exhaustive]
+pub enum Kind {
+    /// TCP over IPv4.
     Tcp4,
+    /// TCP over IPv6.
     Tcp6,
+    /// UDP over IPv4; Linux 6.2 and later.
     Udp4,
+    /// UDP over IPv6; Linux 6.2 and later.
     Udp6,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 4] = [Kind::Tcp4, Kind::Tcp6, Kind::Udp4, Kind::Udp6];
+    /// All that are known here.
+    pub const ALL: &'static [Kind] = &Self::EACH;
+    const EACH: [Kind; 4] = [Kind::Tcp4, Kind::Tcp6, Kind::Udp4, Kind::Udp6];
 
-    pub(crate) fn is_tcp(self) -> bool {
+    fn is_tcp(self) -> bool {
         matches!(self, Kind::Tcp4 | Kind::Tcp6)
     }
 
-    pub(crate) fn is_v4(self) -> bool {
+    fn is_v4(self) -> bool {
         matches!(self, Kind::Tcp4 | Kind::Udp4)
     }
 

@@ -87,7 +87,7 @@ impl Tun {
         match (self.header_len, self.takes_udp) {
             (0, _) => &[],
             (_, false) => &[Kind::Tcp4, Kind::Tcp6],
-            (_, true) => &Kind::ALL,
+            (_, true) => Kind::ALL,
         }
     }
 

@@ -23,8 +23,7 @@ use crate::batch::{OutBatch, ReceiveBatch, SendReport};
 use crate::cmsg::{self, Epoll, Ready};
 use crate::control;
 use crate::device::Shared;
-use crate::offload::coalesce::InBatch;
-use crate::offload::split::{SplitBatch, for_each_packet};
+use crate::offload::{CoalesceBatch, SplitBatch, VirtioHeader, for_each_packet};
 use crate::tun::Tun;
 use crate::udp::UdpSockets;
 
@@ -58,7 +57,7 @@ struct Outbound {
 /// From the network to the TUN device.
 struct Inbound {
     datagrams: ReceiveBatch,
-    up: InBatch,
+    up: CoalesceBatch,
     out: OutBatch,
 }
 
@@ -84,7 +83,11 @@ impl Worker {
             sockets: None,
             sockets_version: 0,
             outbound: Outbound { packets: SplitBatch::new(header_len), out: OutBatch::new() },
-            inbound: Inbound { datagrams: ReceiveBatch::new(), up: InBatch::new(joined_kinds), out: OutBatch::new() },
+            inbound: Inbound {
+                datagrams: ReceiveBatch::new(),
+                up: CoalesceBatch::new(joined_kinds),
+                out: OutBatch::new(),
+            },
             wall_clock_at: None,
         })
     }
@@ -275,7 +278,7 @@ fn pump_udp(
     pumped
 }
 
-fn write_frames(shared: &Shared, up: &mut InBatch, now: Instant) {
+fn write_frames(shared: &Shared, up: &mut CoalesceBatch, now: Instant) {
     let header_len = shared.tun.header_len();
     let mut failed = 0;
     let mut refused = None;
@@ -309,7 +312,7 @@ fn write_frame(tun: &Tun, frame: &[u8]) -> io::Result<()> {
 }
 
 /// Writes the packets of a refused super-packet one by one. Returns how many were refused too.
-fn write_singly(tun: &Tun, packet: &mut [u8], header: crate::offload::VirtioHeader, header_len: usize) -> u64 {
+fn write_singly(tun: &Tun, packet: &mut [u8], header: VirtioHeader, header_len: usize) -> u64 {
     let mut failed = 0;
     let mut frame = Vec::new();
     for_each_packet(packet, header, |packet| {

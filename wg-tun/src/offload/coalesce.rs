@@ -38,8 +38,12 @@ const ALIGN: usize = 16;
 const SINGLY_FOR: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Packets for the TUN device: the sink of the engine.
+///
+/// One batch at a time: [`clear`](Self::clear), then the engine, then [`next_frame`](Self::next_frame) until it is
+/// empty, each frame written with one call. The packets of a flow come out in the order in which they went in; those of
+/// different flows may pass each other. Address space for the largest batch is taken at once, memory only as it is used.
 #[derive(Debug)]
-pub(crate) struct InBatch {
+pub struct CoalesceBatch {
     memory: Pages,
     runs: Vec<Run>,
     /// Indices of the runs that can still grow; the last one was continued last.
@@ -92,21 +96,24 @@ struct Shape {
 }
 
 /// One write to the TUN device.
-pub(crate) struct InFrame<'a> {
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CoalescedFrame<'a> {
     /// The virtio header, if there is one, and the packet.
-    pub(crate) bytes: &'a mut [u8],
-    pub(crate) header: VirtioHeader,
+    pub bytes: &'a mut [u8],
+    /// The virtio header, also if the device has none.
+    pub header: VirtioHeader,
     /// Packets in it.
-    pub(crate) count: u32,
+    pub count: u32,
     /// The kind, if packets were joined.
-    pub(crate) joined: Option<Kind>,
+    pub joined: Option<Kind>,
 }
 
-impl InBatch {
-    /// Joins packets of the `kinds` given.
-    pub(crate) fn new(kinds: &[Kind]) -> InBatch {
-        let joined_from = Kind::ALL.map(|kind| kinds.contains(&kind).then_some(Instant::EPOCH));
-        InBatch {
+impl CoalesceBatch {
+    /// Joins packets of the `kinds` given, those that the device takes as super-packets.
+    pub fn new(kinds: &[Kind]) -> CoalesceBatch {
+        let joined_from = Kind::EACH.map(|kind| kinds.contains(&kind).then_some(Instant::EPOCH));
+        CoalesceBatch {
             memory: Pages::new(MEMORY_LEN),
             runs: Vec::with_capacity(MAX_RECEIVED),
             open: Vec::with_capacity(MAX_OPEN),
@@ -120,7 +127,7 @@ impl InBatch {
     }
 
     /// Forgets everything, and begins a batch at `now`.
-    pub(crate) fn clear(&mut self, now: Instant) {
+    pub fn clear(&mut self, now: Instant) {
         self.runs.clear();
         self.open.clear();
         self.reserved = None;
@@ -129,13 +136,16 @@ impl InBatch {
     }
 
     /// Joins no packets of the kind for a while: the kernel refused them.
-    pub(crate) fn suspend(&mut self, kind: Kind, now: Instant) {
+    pub fn suspend(&mut self, kind: Kind, now: Instant) {
         let from = &mut self.joined_from[kind as usize];
         *from = from.map(|_| now + SINGLY_FOR);
     }
 
     /// The next write, with a virtio header of `header_len` bytes, or none if that is 0. `None` when all are given out.
-    pub(crate) fn next_frame(&mut self, header_len: usize) -> Option<InFrame<'_>> {
+    ///
+    /// Panics if the device's header is neither [`HEADER_LEN`] nor [`LONG_HEADER_LEN`] nor 0 bytes long.
+    pub fn next_frame(&mut self, header_len: usize) -> Option<CoalescedFrame<'_>> {
+        assert!(matches!(header_len, 0 | HEADER_LEN | LONG_HEADER_LEN), "a virtio header of {header_len} bytes");
         self.roll_back();
         let run = *self.runs.get(self.next)?;
         self.next += 1;
@@ -148,7 +158,7 @@ impl InBatch {
         if header_len > 0 {
             header.write(&mut bytes[..header_len]);
         }
-        Some(InFrame { bytes, header, count: run.count, joined: joined.map(|shape| shape.kind) })
+        Some(CoalescedFrame { bytes, header, count: run.count, joined: joined.map(|shape| shape.kind) })
     }
 
     /// Keeps a packet whose source nobody checked.
@@ -316,7 +326,7 @@ impl InBatch {
     }
 }
 
-impl PacketSink for InBatch {
+impl PacketSink for CoalesceBatch {
     #[inline]
     fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
         self.roll_back();

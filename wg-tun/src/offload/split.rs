@@ -17,15 +17,21 @@ const MAX_FRAME_LEN: usize = 65_535 + LONG_HEADER_LEN;
 /// packets still leave together.
 const READ_AHEAD: usize = 65_536;
 /// Frames read before the first packet is sealed, for the same reason.
-pub(crate) const MAX_FRAMES: usize = 64;
+const MAX_FRAMES: usize = 64;
 /// Packets given out before the sink must be emptied: bounds the trains one round can begin.
 const MAX_ROUND: usize = 1024;
 /// IP and transport headers of a super-packet, with room for IPv6 extension headers.
 const MAX_HEADERS: usize = 256;
 
 /// Frames read from the TUN device, as a source of packets.
+///
+/// One batch at a time: [`clear`](Self::clear); read into [`space`](Self::space) and [`push`](Self::push) what was read,
+/// until the device is empty or there is no space; then let the engine take the packets, again and again until the batch
+/// [is exhausted](Self::is_exhausted), with the sink emptied in between.
+///
+/// Whatever a virtio header says, nothing is read or written beyond the frame it came with.
 #[derive(Debug)]
-pub(crate) struct SplitBatch {
+pub struct SplitBatch {
     memory: Pages,
     header_len: usize,
     frames: Vec<Frame>,
@@ -46,8 +52,11 @@ struct Frame {
 }
 
 impl SplitBatch {
-    /// For frames with a virtio header of `header_len` bytes, or none if that is 0.
-    pub(crate) fn new(header_len: usize) -> SplitBatch {
+    /// For frames with a virtio header of `header_len` bytes, [`HEADER_LEN`] or [`LONG_HEADER_LEN`], or none if that is 0.
+    ///
+    /// Panics if it is anything else.
+    pub fn new(header_len: usize) -> SplitBatch {
+        assert!(matches!(header_len, 0 | HEADER_LEN | LONG_HEADER_LEN), "a virtio header of {header_len} bytes");
         let frame_room = MAX_FRAME_LEN + PADDING_SLACK + 1;
         SplitBatch {
             memory: Pages::new(READ_AHEAD + frame_room + MAX_FRAMES * (PADDING_SLACK + 64)),
@@ -63,7 +72,7 @@ impl SplitBatch {
     }
 
     /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.frames.clear();
         self.segments = None;
         self.saved = None;
@@ -71,7 +80,7 @@ impl SplitBatch {
     }
 
     /// Room for the next frame; `None` once there is enough to work on.
-    pub(crate) fn space(&mut self) -> Option<&mut [u8]> {
+    pub fn space(&mut self) -> Option<&mut [u8]> {
         if self.frames.len() == MAX_FRAMES || self.top >= READ_AHEAD {
             return None;
         }
@@ -79,7 +88,10 @@ impl SplitBatch {
     }
 
     /// Takes the `len` bytes that were read into the space.
-    pub(crate) fn push(&mut self, len: usize) {
+    ///
+    /// Panics if there was no space, or not as much.
+    pub fn push(&mut self, len: usize) {
+        assert!(self.frames.len() < MAX_FRAMES && self.top < READ_AHEAD && len <= MAX_FRAME_LEN, "there is no space");
         let frame = &self.memory[self.top..self.top + len];
         let header = match self.header_len {
             0 => Some(VirtioHeader::default()),
@@ -97,17 +109,18 @@ impl SplitBatch {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
     /// Whether every packet was given out; otherwise the round ended early, so that the sink can be emptied.
-    pub(crate) fn is_exhausted(&self) -> bool {
+    pub fn is_exhausted(&self) -> bool {
         self.segments.is_none() && self.next == self.frames.len()
     }
 
     /// How many frames could not be understood since this was last asked.
-    pub(crate) fn take_malformed(&mut self) -> u64 {
+    pub fn take_malformed(&mut self) -> u64 {
         std::mem::take(&mut self.malformed)
     }
 
@@ -150,8 +163,9 @@ impl PacketSource for SplitBatch {
     }
 }
 
-/// Calls `each` with every packet that the frame stands for, in order. `packet` is scribbled on.
-pub(crate) fn for_each_packet(packet: &mut [u8], header: VirtioHeader, mut each: impl FnMut(&[u8])) {
+/// Calls `each` with every packet that the frame stands for, in order; not at all if the header contradicts the packet.
+/// `packet` is scribbled on. For a super-packet that the device refused: its packets may be written one by one.
+pub fn for_each_packet(packet: &mut [u8], header: VirtioHeader, mut each: impl FnMut(&[u8])) {
     match open(packet, 0, packet.len(), header) {
         Some(Opened::Packet) => each(packet),
         Some(Opened::Segments(mut segments)) => {

@@ -2,8 +2,6 @@
 
 use wg_core::{Instant, PADDING_SLACK, PacketSink, PacketSource};
 
-use super::coalesce::InBatch;
-use super::split::{SplitBatch, for_each_packet};
 use super::*;
 
 /// A small generator, so that one printed seed is the whole test.
@@ -349,7 +347,7 @@ fn no_frame_makes_splitting_panic() {
 }
 
 /// What the driver writes: per frame its header and its bytes.
-fn frames(batch: &mut InBatch) -> Vec<(VirtioHeader, Vec<u8>)> {
+fn frames(batch: &mut CoalesceBatch) -> Vec<(VirtioHeader, Vec<u8>)> {
     let mut frames = Vec::new();
     while let Some(frame) = batch.next_frame(HEADER_LEN) {
         assert_eq!(VirtioHeader::parse(frame.bytes), Some(frame.header));
@@ -359,7 +357,7 @@ fn frames(batch: &mut InBatch) -> Vec<(VirtioHeader, Vec<u8>)> {
 }
 
 /// Delivers a packet as the engine does: the room is longer, and all of it is written to.
-fn deliver(batch: &mut InBatch, packet: &[u8]) {
+fn deliver(batch: &mut CoalesceBatch, packet: &[u8]) {
     let room = batch.reserve(packet.len() + 32).expect("there is room");
     room.fill(0xa5);
     room[..packet.len()].copy_from_slice(packet);
@@ -367,14 +365,14 @@ fn deliver(batch: &mut InBatch, packet: &[u8]) {
 }
 
 /// Reserves as the engine does for a datagram that then does not authenticate.
-fn disappoint(batch: &mut InBatch, len: usize) {
+fn disappoint(batch: &mut CoalesceBatch, len: usize) {
     if let Some(room) = batch.reserve(len) {
         room.fill(0x5a);
     }
 }
 
 fn join(packets: &[Vec<u8>]) -> Vec<(VirtioHeader, Vec<u8>)> {
-    let mut batch = InBatch::new(&Kind::ALL);
+    let mut batch = CoalesceBatch::new(Kind::ALL);
     batch.clear(Instant::EPOCH);
     for packet in packets {
         deliver(&mut batch, packet);
@@ -409,7 +407,7 @@ fn what_is_joined_comes_apart_again_flow_by_flow() {
     let mut joined = 0;
     for seed in 0..1500 {
         let mut draw = Draw(seed);
-        let mut batch = InBatch::new(&Kind::ALL);
+        let mut batch = CoalesceBatch::new(Kind::ALL);
         let mut sent: Vec<Vec<Vec<u8>>> = Vec::new();
         let mut flows: Vec<Model> = Vec::new();
         for index in 0..1 + draw.below(20) {
@@ -620,9 +618,9 @@ fn split_plain(frames: Vec<(VirtioHeader, Vec<u8>)>) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_kind_that_the_kernel_refused_is_not_joined_for_a_while_and_then_again() {
-    let mut batch = InBatch::new(&Kind::ALL);
+    let mut batch = CoalesceBatch::new(Kind::ALL);
     let [tcp, udp, ..] = all_kinds();
-    let count = |batch: &mut InBatch, at: u64, model: &Model| {
+    let count = |batch: &mut CoalesceBatch, at: u64, model: &Model| {
         batch.clear(Instant::from_nanos(at * 1_000_000_000));
         for packet in train(model, 3, 100) {
             deliver(batch, &packet);
@@ -634,7 +632,7 @@ fn a_kind_that_the_kernel_refused_is_not_joined_for_a_while_and_then_again() {
     assert_eq!(count(&mut batch, 2, &tcp), 3);
     assert_eq!(count(&mut batch, 2, &udp), 1);
     assert_eq!(count(&mut batch, 61, &tcp), 1);
-    let mut without_udp = InBatch::new(&[Kind::Tcp4, Kind::Tcp6]);
+    let mut without_udp = CoalesceBatch::new(&[Kind::Tcp4, Kind::Tcp6]);
     assert_eq!(count(&mut without_udp, 1, &udp), 3);
     without_udp.suspend(Kind::Udp4, Instant::from_nanos(0));
     assert_eq!(count(&mut without_udp, 1000, &udp), 3);
@@ -645,7 +643,7 @@ fn a_received_batch_of_any_sizes_always_finds_room() {
     use crate::batch::{MAX_RECEIVED, MAX_RECEIVED_LEN};
     for seed in 0..20 {
         let mut draw = Draw(seed);
-        let mut batch = InBatch::new(&Kind::ALL);
+        let mut batch = CoalesceBatch::new(Kind::ALL);
         batch.clear(Instant::EPOCH);
         let mut flow = Model::draw(&mut draw, 900);
         (flow.is_tcp, flow.options) = (true, Vec::new());
