@@ -372,6 +372,15 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     .map(drop)
 }
 
+/// Reads an integer socket option.
+pub(crate) fn get_option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = mem::size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: at most `len` bytes, its size, are written to `value`.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, ptr::from_mut(&mut value).cast(), &mut len) })?;
+    Ok(value)
+}
+
 /// Reads once from a descriptor.
 pub(crate) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: at most `buffer.len()` bytes are written to `buffer`.

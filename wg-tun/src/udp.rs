@@ -26,6 +26,7 @@ pub(crate) struct UdpSockets {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
+    takes_trains: bool,
     mark: AtomicU32,
 }
 
@@ -87,12 +88,21 @@ impl UdpSockets {
             Some(socket) => port_of(socket)?,
             None => bound,
         };
-        Ok(UdpSockets { v4, v6, port, mark: AtomicU32::new(mark) })
+        let takes_trains = v4.iter().chain(&v6).all(takes_trains);
+        if !takes_trains {
+            tracing::debug!("the kernel does not know trains: datagrams are sent one by one");
+        }
+        Ok(UdpSockets { v4, v6, port, takes_trains, mark: AtomicU32::new(mark) })
     }
 
     /// The port both families have.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether the kernel knows trains at all. Linux before 4.18 takes one for a single long datagram and sends that.
+    pub(crate) fn takes_trains(&self) -> bool {
+        self.takes_trains
     }
 
     /// Marks what is sent from now on; 0 is no mark.
@@ -192,6 +202,10 @@ fn set_ancillary(socket: &Socket, domain: Domain) -> io::Result<()> {
         tracing::debug!(%error, "the kernel does not join received datagrams to trains");
     }
     Ok(())
+}
+
+fn takes_trains(socket: &Socket) -> bool {
+    cmsg::get_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT).is_ok()
 }
 
 fn port_of(socket: &Socket) -> io::Result<u16> {
