@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # End-to-end benchmark: wgd against the userspace WireGuards that users can install, on this machine, as root.
 #
-#   benches/end_to_end.sh                 everything, 5 runs: about 25 minutes; prints Markdown
+#   benches/end_to_end.sh                 everything, 5 runs: half an hour; prints Markdown
 #   benches/end_to_end.sh --update-docs   and puts it into docs/ and README.md, with the plot
 #   benches/end_to_end.sh --quick         does it work here? 5 minutes, figures of no worth
 #   benches/end_to_end.sh --help          choose tests, runs, contenders, output files

@@ -47,10 +47,10 @@ def parse_options():
     parser = argparse.ArgumentParser(prog="benches/end_to_end.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=__doc__.split("\n\n")[0], epilog=f"tests: {names}")
     add = parser.add_argument
-    add("--impl", action="append", default=[], type=contender, metavar="NAME=COMMAND",
+    add("--impl", action="append", default=[], type=contender_of, metavar="NAME=COMMAND",
         help="a contender instead of the usual ones; COMMAND stays in the foreground, {if} in it is the interface; the "
              f"first one is what the others are compared with; {NO_TUNNEL} measures the cable alone; may be repeated")
-    add("--default-impl", action="append", default=[], type=contender, help=argparse.SUPPRESS)
+    add("--default-impl", action="append", default=[], type=contender_of, help=argparse.SUPPRESS)
     add("--tests", metavar="NAME,...", help="only these; see below")
     add("--runs", type=positive, metavar="N", help="how often everything is measured (default 5)")
     add("--seconds", type=positive, metavar="N", help="how long each stream of traffic is measured (default 4)")
@@ -82,7 +82,7 @@ def parse_options():
     return options
 
 
-def contender(text):
+def contender_of(text):
     try:
         return Contender.parse(text)
     except ValueError as wrong:

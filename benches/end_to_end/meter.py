@@ -29,7 +29,7 @@ class Meter:
         self.seconds = time.monotonic() - self.began
         self.daemon_seconds = daemon_seconds(self.pids) - self.daemons_before
         others = user_seconds_of_machine() - user_seconds_of_sandbox() - self.others_before
-        self.disturbed_percent = max(0.0, 100 * others / self.seconds)
+        self.disturbed_percent = max(0.0, round(100 * others / self.seconds, 1))
         return self
 
 

@@ -6,6 +6,8 @@ line across the end of a bar reaches from the least to the most of the runs.
 
 from xml.sax.saxutils import escape
 
+import report
+
 PANELS = [
     ("tcp1.gbit", "TCP, one stream", "Gbit/s", 2),
     ("tcp1.cpu_s_per_gb", "CPU of both daemons for it", "seconds per GB", 1),
@@ -70,7 +72,7 @@ def svg(results, figures):
         parts += draw_panel(results, names, panel, figures[panel[0]].better, left, top)
     environment = results.environment
     parts.append(line_of_text("note", MARGIN, height - 20,
-                              f"Medians of {results.runs()} interleaved runs, lines from least to most; "
+                              f"Medians of {report.runs(results)}, lines from least to most; "
                               f"{environment['cpus']} CPUs for both ends: {environment['cpu']}"))
     parts.append("</svg>")
     return "\n".join(parts) + "\n"

@@ -7,7 +7,7 @@ SHORT = ["tcp1.gbit", "tcp1.cpu_s_per_gb", "udp64.kpps", "ping-load.avg_us", "me
 
 def full(results):
     parts = [conditions(results), medians(results), ratios(results), remarks(results)]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part.strip() + "\n" for part in parts if part)
 
 
 def short(results):
@@ -21,11 +21,15 @@ def short(results):
 def conditions(results):
     environment = results.environment
     text = (f"{environment['cpu']}, {environment['cpus']} CPUs, Linux {environment['kernel']}, "
-            f"{environment['distribution']}. {environment['date']}, {results.runs()} runs, {environment['options']}.")
+            f"{environment['distribution']}. {environment['date']}, {runs(results)}, {environment['options']}.")
     commands = [f"- {name}: `{command}`{version}" for name, command, version in
                 ((name, environment["commands"][name], with_comma(environment["versions"].get(name)))
                  for name in results.contenders)]
-    return "\n".join([text, "", *commands, ""])
+    return "\n".join([text, "", *commands])
+
+
+def runs(results):
+    return "1 run" if results.runs() == 1 else f"{results.runs()} interleaved runs"
 
 
 def with_comma(version):
@@ -54,7 +58,7 @@ def ratios(results):
                      f"{times(results.ratio(ours, best, figure.key))} ({best})"])
     if not rows:
         return ""
-    return (f"\n{ours} by each of the others, median by median; the last column takes the best of them, line by line.\n\n"
+    return (f"{ours} by each of the others, median by median; the last column takes the best of them, line by line.\n\n"
             + table(["better is", *rivals, "the best"], rows))
 
 
@@ -69,7 +73,7 @@ def remarks(results):
                      "repetitions included; the least disturbed try counts.")
     else:
         lines.append("No other program used the machine noticeably during any measurement.")
-    return "\n" + "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def table(header, rows):
