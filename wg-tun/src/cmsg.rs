@@ -3,6 +3,8 @@
 //!
 //! Each wrapper takes safe types, and no pointer outlives the call it is made for.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -11,6 +13,9 @@ use std::ptr;
 use std::time::Duration;
 
 use libc::c_int;
+#[cfg(target_arch = "x86_64")]
+use wg_core::packet::checksum::fold;
+use wg_core::packet::checksum::sum;
 use wg_core::{Endpoint, Instant, SourceAddr};
 
 /// What the kernel takes at most in one call; more are sent in several.
@@ -169,56 +174,83 @@ impl Drop for Pages {
 #[inline]
 pub fn checksum_sum(bytes: &[u8]) -> u32 {
     #[cfg(target_arch = "x86_64")]
-    if bytes.len() >= 128 {
+    if bytes.len() >= mem::size_of::<__m512i>() {
         if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has these, and the kernel keeps their registers.
-            return unsafe { checksum_sum_avx512(bytes) };
+            return unsafe { sum_avx512(bytes) };
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as above.
-            return unsafe { checksum_sum_avx2(bytes) };
+            return unsafe { sum_avx2(bytes) };
         }
     }
-    lane_sum(bytes)
+    sum(bytes)
 }
+
+// In both, words of 64 bits are added with their overflow lost, and their high halves apart. That says what was lost:
+// the sum of the low halves is the difference, modulo 2^64, and neither sum of halves can overflow. RFC 1071 2 (B), (C).
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn checksum_sum_avx512(bytes: &[u8]) -> u32 {
-    lane_sum(bytes)
+fn sum_avx512(bytes: &[u8]) -> u32 {
+    let zero = _mm512_setzero_si512();
+    // Two chains of additions, so that one need not wait for the other.
+    let (mut all, mut high) = ([zero; 2], [zero; 2]);
+    let mut add = |chain: usize, words: __m512i| {
+        all[chain] = _mm512_add_epi64(all[chain], words);
+        high[chain] = _mm512_add_epi64(high[chain], _mm512_srli_epi64::<32>(words));
+    };
+    let (pairs, rest) = bytes.as_chunks::<128>();
+    for pair in pairs {
+        // SAFETY: the pair has 128 bytes; loads need no alignment.
+        let (first, second) =
+            unsafe { (_mm512_loadu_si512(pair.as_ptr().cast()), _mm512_loadu_si512(pair.as_ptr().add(64).cast())) };
+        add(0, first);
+        add(1, second);
+    }
+    let (blocks, rest) = rest.as_chunks::<64>();
+    for block in blocks {
+        // SAFETY: the block has 64 bytes.
+        add(0, unsafe { _mm512_loadu_si512(block.as_ptr().cast()) });
+    }
+    let is_there = (1_u64 << rest.len()) - 1;
+    // SAFETY: only bytes that are there are read, the others are zero.
+    add(1, unsafe { _mm512_maskz_loadu_epi8(is_there, rest.as_ptr().cast()) });
+    let (all, high) = (_mm512_add_epi64(all[0], all[1]), _mm512_add_epi64(high[0], high[1]));
+    let low = _mm512_sub_epi64(all, _mm512_slli_epi64::<32>(high));
+    folded(_mm512_reduce_add_epi64(_mm512_add_epi64(low, high)) as u64)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn checksum_sum_avx2(bytes: &[u8]) -> u32 {
-    lane_sum(bytes)
-}
-
-#[inline(always)]
-fn lane_sum(bytes: &[u8]) -> u32 {
-    // Sums of 16-bit words in 32-bit lanes: a lane takes 65 537 words before it overflows, which is more than there
-    // are in the longest packet. The byte order does not matter until the end. RFC 1071 2 (B).
-    debug_assert!(bytes.len() <= 1 << 20);
-    const LANES: usize = 32;
-    let mut lanes = [0_u32; LANES];
-    let (blocks, rest) = bytes.as_chunks::<{ 2 * LANES }>();
-    for block in blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<2>().0) {
-            *lane += u32::from(u16::from_ne_bytes(*word));
+fn sum_avx2(bytes: &[u8]) -> u32 {
+    let zero = _mm256_setzero_si256();
+    let (mut all, mut high) = ([zero; 2], [zero; 2]);
+    let (pairs, rest) = bytes.as_chunks::<64>();
+    for pair in pairs {
+        for chain in 0..2 {
+            // SAFETY: the pair has 64 bytes, of which these are 32; loads need no alignment.
+            let words = unsafe { _mm256_loadu_si256(pair.as_ptr().add(32 * chain).cast()) };
+            all[chain] = _mm256_add_epi64(all[chain], words);
+            high[chain] = _mm256_add_epi64(high[chain], _mm256_srli_epi64::<32>(words));
         }
     }
-    let mut total: u64 = lanes.iter().map(|&lane| u64::from(lane)).sum();
-    let (words, odd) = rest.as_chunks::<2>();
-    for word in words {
-        total += u64::from(u16::from_ne_bytes(*word));
-    }
-    if let [last] = odd {
-        total += u64::from(u16::from_ne_bytes([*last, 0]));
-    }
-    while total > 0xffff {
-        total = (total >> 16) + (total & 0xffff);
-    }
-    u32::from(u16::from_be(total as u16))
+    let (all, high) = (_mm256_add_epi64(all[0], all[1]), _mm256_add_epi64(high[0], high[1]));
+    let low = _mm256_sub_epi64(all, _mm256_slli_epi64::<32>(high));
+    let total = _mm256_add_epi64(low, high);
+    let total = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256::<1>(total));
+    let total = (_mm_cvtsi128_si64(total) as u64) + (_mm_extract_epi64::<1>(total) as u64);
+    // What is left begins at an even place.
+    u32::from(fold(folded(total) + sum(rest)))
+}
+
+/// The sum of words in the machine's byte order, less than 2^60, as a folded sum of big-endian ones.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn folded(total: u64) -> u32 {
+    let half = (total >> 32) + (total & 0xffff_ffff);
+    let half = (half >> 16) + (half & 0xffff);
+    u32::from(u16::from_be(fold(half as u32)))
 }
 
 /// What `poll` says about one descriptor.

@@ -184,8 +184,34 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) << 32 | u64::from(u32_at(bytes, at + 4))
+}
+
 fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Copies headers; `to` and `from` are of one length. Cheaper than a call of `memcpy`, for the lengths that headers have.
+#[inline]
+fn copy_headers(to: &mut [u8], from: &[u8]) {
+    match from.len() {
+        16..32 => copy_halves::<16>(to, from),
+        32..64 => copy_halves::<32>(to, from),
+        64..=128 => copy_halves::<64>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Copies the first and the last `HALF` bytes, which meet or overlap.
+#[inline]
+fn copy_halves<const HALF: usize>(to: &mut [u8], from: &[u8]) {
+    debug_assert!(to.len() == from.len() && from.len() <= 2 * HALF);
+    let halves = (from.first_chunk::<HALF>().copied(), from.last_chunk::<HALF>().copied());
+    let (Some(first), Some(last)) = halves else { return };
+    to[..HALF].copy_from_slice(&first);
+    let last_at = to.len() - HALF;
+    to[last_at..].copy_from_slice(&last);
 }
 
 /// Partial sum of the pseudo-header's addresses and protocol; the length is added by the caller.

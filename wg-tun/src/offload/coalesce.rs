@@ -4,7 +4,8 @@
 //! 1. `reserve` guesses that the next packet continues the run that was continued last, and lends room from where its
 //!    payload would then already be in place: its headers lie over the last bytes of the run, which are saved.
 //! 2. `commit` looks at the packet. If the guess was right, the saved bytes are put back and the run is longer, and
-//!    nothing was copied. If not, the packet moves: behind the run it belongs to, or to a place of its own.
+//!    nothing was copied. If not, the packet moves: behind the run it belongs to, or to a place of its own. A full
+//!    segment behind others, as a bulk transfer has them, is recognised by a few comparisons with the run's headers.
 //! 3. `next_frame` completes each run's headers and gives it out with a virtio header, in the order of their beginnings.
 //!
 //! A run is continued only by what segmentation would make of it again: same flow, same headers, no gap, the same
@@ -46,8 +47,8 @@ const SINGLY_FOR: std::time::Duration = std::time::Duration::from_secs(60);
 pub struct CoalesceBatch {
     memory: Pages,
     runs: Vec<Run>,
-    /// Indices of the runs that can still grow; the last one was continued last.
-    open: Vec<usize>,
+    /// The runs that can still grow; the last one was continued last.
+    open: Vec<Open>,
     /// Where free memory begins.
     top: usize,
     reserved: Option<Reserved>,
@@ -64,6 +65,13 @@ struct Reserved {
     len: usize,
     /// The run it may continue, over whose last bytes it lies.
     guess: Option<usize>,
+}
+
+/// A run that can still grow.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    index: usize,
+    tag: u64,
 }
 
 /// A packet, or several joined.
@@ -83,6 +91,8 @@ struct Run {
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     kind: Kind,
+    /// Differs for most flows, so that few of them are compared byte by byte.
+    tag: u64,
     transport: usize,
     headers_len: usize,
     /// 0 if nothing may be joined to it, nor it to anything.
@@ -170,6 +180,12 @@ impl CoalesceBatch {
     /// Keeps the first `len` bytes of the reservation as a packet.
     fn commit_len(&mut self, len: usize) {
         let Some(Reserved { at, guess, .. }) = self.reserved.take() else { return };
+        if let Some(index) = guess
+            && self.is_next_segment(index, at, len)
+        {
+            self.lengthen(index, at);
+            return;
+        }
         let packet = &self.memory[at..at + len];
         let shape = Shape::of(packet);
         let flow = match &shape {
@@ -189,6 +205,46 @@ impl CoalesceBatch {
         }
     }
 
+    /// Whether the packet at `at` is one more full segment of the run, behind the second one, and belongs where it lies.
+    #[inline]
+    fn is_next_segment(&self, index: usize, at: usize, len: usize) -> bool {
+        let run = &self.runs[index];
+        let Some(first) = &run.shape else { return false };
+        let end = run.end + first.payload_len;
+        let fits = end <= run.limit && end - run.start <= MAX_SUPER_LEN;
+        let has_room = first.kind.is_tcp() || run.count < MAX_UDP_SEGMENTS;
+        if !run.is_verified || len != first.headers_len + first.payload_len || !fits || !has_room {
+            return false;
+        }
+        let headers = &self.memory[run.start..run.start + first.headers_len];
+        let packet = &self.memory[at..at + len];
+        first.precedes(headers, packet) && first.is_checksum_right(packet)
+    }
+
+    /// Joins the packet at `at`, found to be the run's next segment, where it lies.
+    #[inline]
+    fn lengthen(&mut self, index: usize, at: usize) {
+        let run = &mut self.runs[index];
+        let (start, covered_to) = (run.start, run.end);
+        let Some(first) = &mut run.shape else { return };
+        let mut flags = 0;
+        if first.kind.is_tcp() {
+            first.next_sequence = first.next_sequence.wrapping_add(first.payload_len as u32);
+            flags = self.memory[at + first.transport + TCP_FLAGS] & (FIN | PSH);
+        }
+        if first.kind.is_v4() {
+            first.identification = u16_at(&self.memory[at..at + IPV4_HEADER_LEN], 4);
+        }
+        run.end += first.payload_len;
+        run.count += 1;
+        let flags_at = start + first.transport + TCP_FLAGS;
+        copy_headers(&mut self.memory[at..covered_to], &self.saved[..covered_to - at]);
+        if flags != 0 {
+            self.memory[flags_at] |= flags;
+            self.close(index);
+        }
+    }
+
     /// The open run of the packet's flow; the guess first.
     #[inline]
     fn run_of_flow(&self, packet: &[u8], shape: &Shape, guess: Option<usize>) -> Option<usize> {
@@ -198,7 +254,8 @@ impl CoalesceBatch {
             run.shape.is_some_and(|run| run.kind == shape.kind) && is_same_flow(first, packet, shape.kind)
         };
         // The packet may lie over the end of the guess, but never over its headers.
-        guess.filter(|index| is_flow(index)).or_else(|| self.open.iter().rev().copied().find(is_flow))
+        let open = || self.open.iter().rev().filter(|open| open.tag == shape.tag).map(|open| open.index);
+        guess.filter(is_flow).or_else(|| open().find(is_flow))
     }
 
     /// Whether the packet may be joined to the run.
@@ -266,9 +323,9 @@ impl CoalesceBatch {
         }
         if is_last {
             self.close(index);
-        } else if self.open.last() != Some(&index) {
-            self.open.retain(|&open| open != index);
-            self.open.push(index);
+        } else if self.open.last().is_none_or(|last| last.index != index) {
+            self.open.retain(|open| open.index != index);
+            self.open.push(Open { index, tag: shape.tag });
         }
     }
 
@@ -293,13 +350,13 @@ impl CoalesceBatch {
         self.runs.push(Run { start, end, limit, count: 1, is_verified: false, shape });
         self.top = limit;
         if limit > end {
-            self.open.push(index);
+            self.open.push(Open { index, tag: shape.map_or(0, |shape| shape.tag) });
         }
     }
 
     /// Lets the run grow no more; memory behind it becomes free if nothing lies there.
     fn close(&mut self, index: usize) {
-        self.open.retain(|&open| open != index);
+        self.open.retain(|open| open.index != index);
         let run = &mut self.runs[index];
         if self.top == run.limit {
             self.top = run.end;
@@ -316,7 +373,7 @@ impl CoalesceBatch {
     #[inline]
     fn restore(&mut self, guess: usize, at: usize) {
         let end = self.runs[guess].end;
-        self.memory[at..end].copy_from_slice(&self.saved[..end - at]);
+        copy_headers(&mut self.memory[at..end], &self.saved[..end - at]);
     }
 
     fn roll_back(&mut self) {
@@ -335,7 +392,7 @@ impl PacketSink for CoalesceBatch {
         if fresh + len > self.memory.len() {
             return None;
         }
-        let guess = self.open.last().copied().filter(|&index| {
+        let guess = self.open.last().map(|open| open.index).filter(|&index| {
             let run = &self.runs[index];
             // The packet must not come to lie over the headers of the run itself.
             run.shape.is_some_and(|shape| {
@@ -347,7 +404,7 @@ impl PacketSink for CoalesceBatch {
                 let run = &self.runs[index];
                 let headers_len = run.shape.map_or(0, |shape| shape.headers_len);
                 let at = run.end - headers_len;
-                self.saved[..headers_len].copy_from_slice(&self.memory[at..run.end]);
+                copy_headers(&mut self.saved[..headers_len], &self.memory[at..run.end]);
                 at
             }
             None => fresh,
@@ -393,6 +450,7 @@ impl Shape {
                 (PROTOCOL_UDP, false) => Kind::Udp6,
                 _ => return None,
             },
+            tag: 0,
             transport,
             headers_len: transport + UDP_HEADER_LEN,
             payload_len: 0,
@@ -402,6 +460,7 @@ impl Shape {
         };
         // Both have their ports first. Whatever else is wrong, it is of the flow, and keeps its place in it.
         let header = packet.get(transport..).filter(|header| header.len() >= 4)?;
+        shape.tag = flow_tag(packet, transport);
         if shape.kind.is_tcp() {
             shape.read_tcp(header);
         } else {
@@ -469,6 +528,54 @@ impl Shape {
         ip_agrees && transport_agrees
     }
 
+    /// Whether `packet`, as long as the run's first, has the same headers but for what segmentation makes differ:
+    /// identification, sequence number, push and end, checksums. Asked of headers that were looked at when the run began,
+    /// so that what is equal is also sound.
+    #[inline]
+    fn precedes(&self, headers: &[u8], packet: &[u8]) -> bool {
+        let (ip_differs, mine, theirs) = if self.kind.is_v4() {
+            let (Some(mine), Some(theirs)) = (headers.first_chunk(), packet.first_chunk()) else { return false };
+            (self.differs_v4(mine, theirs), &headers[IPV4_HEADER_LEN..], &packet[IPV4_HEADER_LEN..self.headers_len])
+        } else {
+            let (Some(mine), Some(theirs)) = (headers.first_chunk(), packet.first_chunk()) else { return false };
+            (differs_v6(mine, theirs), &headers[IPV6_HEADER_LEN..], &packet[IPV6_HEADER_LEN..self.headers_len])
+        };
+        if self.kind.is_tcp() {
+            let (Some((mine, my_options)), Some((theirs, their_options))) =
+                (mine.split_first_chunk(), theirs.split_first_chunk())
+            else {
+                return false;
+            };
+            !ip_differs && !self.differs_tcp(mine, theirs) && is_equal(my_options, their_options)
+        } else {
+            let (Some(mine), Some(theirs)) = (mine.first_chunk(), theirs.first_chunk()) else { return false };
+            !ip_differs && !differs_udp(mine, theirs)
+        }
+    }
+
+    #[inline]
+    fn differs_v4(&self, mine: &[u8; IPV4_HEADER_LEN], theirs: &[u8; IPV4_HEADER_LEN]) -> bool {
+        // The identification of a packet that may not be fragmented says nothing. RFC 6864 4.1.
+        let is_next = mine[6] & 0x40 != 0 || u16_at(theirs, 4) == self.identification.wrapping_add(1);
+        // Version, traffic class, length; fragment; hop limit, protocol; addresses.
+        let differs = u64::from(u32_at(mine, 0) ^ u32_at(theirs, 0))
+            | u64::from(u16_at(mine, 6) ^ u16_at(theirs, 6))
+            | u64::from(u16_at(mine, 8) ^ u16_at(theirs, 8))
+            | (u64_at(mine, 12) ^ u64_at(theirs, 12));
+        differs != 0 || !is_next
+    }
+
+    #[inline]
+    fn differs_tcp(&self, mine: &[u8; TCP_HEADER_LEN], theirs: &[u8; TCP_HEADER_LEN]) -> bool {
+        const MAY_END: u32 = ((FIN | PSH) as u32) << 16;
+        // Ports; acknowledgement; data offset, flags, window; urgent pointer.
+        let differs = (u32_at(mine, 0) ^ u32_at(theirs, 0))
+            | (u32_at(mine, 8) ^ u32_at(theirs, 8))
+            | (u32_at(mine, 12) ^ u32_at(theirs, 12)) & !MAY_END
+            | u32::from(u16_at(mine, 18) ^ u16_at(theirs, 18));
+        differs != 0 || u32_at(theirs, TCP_SEQUENCE) != self.next_sequence
+    }
+
     /// Whether the checksums are right, so that new ones may be made for the joined packet.
     #[inline]
     fn is_checksum_right(&self, packet: &[u8]) -> bool {
@@ -476,14 +583,50 @@ impl Shape {
         if is_v4 && fold(word_sum::<IPV4_HEADER_LEN>(packet, 0)) != 0xffff {
             return false;
         }
-        let transport = &packet[self.transport..];
-        if !self.kind.is_tcp() && u16_at(transport, UDP_CHECKSUM) == 0 {
+        let transport_len = (packet.len() - self.transport) as u32;
+        if !self.kind.is_tcp() && u16_at(packet, self.transport + UDP_CHECKSUM) == 0 {
             return true;
         }
         let protocol = if self.kind.is_tcp() { PROTOCOL_TCP } else { PROTOCOL_UDP };
-        let total = address_sum(packet, is_v4, protocol) + transport.len() as u32 + checksum_sum(transport);
-        fold(total) == 0xffff
+        // The addresses are directly in front of the transport header.
+        let addresses_at = if is_v4 { 12 } else { 8 };
+        fold(checksum_sum(&packet[addresses_at..]) + u32::from(protocol) + transport_len) == 0xffff
     }
+}
+
+#[inline]
+fn differs_v6(mine: &[u8; IPV6_HEADER_LEN], theirs: &[u8; IPV6_HEADER_LEN]) -> bool {
+    // All of it; the length too, as packets of one length are compared.
+    (0..IPV6_HEADER_LEN).step_by(8).fold(0, |differs, at| differs | (u64_at(mine, at) ^ u64_at(theirs, at))) != 0
+}
+
+#[inline]
+fn differs_udp(mine: &[u8; UDP_HEADER_LEN], theirs: &[u8; UDP_HEADER_LEN]) -> bool {
+    let has_checksum = |header: &[u8; UDP_HEADER_LEN]| u16_at(header, UDP_CHECKSUM) != 0;
+    let differs = (u32_at(mine, 0) ^ u32_at(theirs, 0)) | u32::from(u16_at(mine, 4) ^ u16_at(theirs, 4));
+    differs != 0 || has_checksum(mine) != has_checksum(theirs)
+}
+
+/// Equality of TCP options: mostly none, or a time stamp.
+#[inline]
+fn is_equal(mine: &[u8], theirs: &[u8]) -> bool {
+    match (mine.as_array::<12>(), theirs.as_array::<12>()) {
+        (Some(mine), Some(theirs)) => mine == theirs,
+        _ => mine == theirs,
+    }
+}
+
+/// Addresses and ports, mixed.
+#[inline]
+fn flow_tag(packet: &[u8], transport: usize) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let ports = u64::from(u32_at(packet, transport));
+    let addresses = if transport == IPV4_HEADER_LEN {
+        u64_at(packet, 12)
+    } else {
+        (8..40).step_by(8).fold(0, |mixed: u64, at| mixed.wrapping_mul(ODD) ^ u64_at(packet, at))
+    };
+    (addresses ^ ports << 16).wrapping_mul(ODD) ^ ports
 }
 
 /// Same addresses and ports, both of the kind given.

@@ -37,7 +37,7 @@ pub struct SplitBatch {
     frames: Vec<Frame>,
     top: usize,
     next: usize,
-    segments: Option<Box<Segments>>,
+    segments: Option<Segments>,
     given_out: usize,
     saved: Option<(usize, [u8; PADDING_SLACK])>,
     malformed: u64,
@@ -177,11 +177,12 @@ pub fn for_each_packet(packet: &mut [u8], header: VirtioHeader, mut each: impl F
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "it is moved once, to where it stays until the last segment is cut")]
 enum Opened {
     /// A packet as it is; its checksum has been completed.
     Packet,
     /// A super-packet.
-    Segments(Box<Segments>),
+    Segments(Segments),
 }
 
 /// `None` if the virtio header contradicts the packet.
@@ -205,7 +206,7 @@ fn open(memory: &mut [u8], start: usize, len: usize, header: VirtioHeader) -> Op
         (GSO_UDP, false) => Kind::Udp6,
         _ => return None,
     };
-    Segments::open(packet, start, kind, header).map(|segments| Opened::Segments(Box::new(segments)))
+    Segments::open(packet, start, kind, header).map(Opened::Segments)
 }
 
 /// Adds the sum of the bytes to what the checksum field holds, the pseudo-header's.
@@ -317,7 +318,7 @@ impl Segments {
         let len = packet.len();
         let payload_sum = checksum_sum(&packet[self.headers_len..]);
 
-        packet[..self.headers_len].copy_from_slice(&self.headers[..self.headers_len]);
+        copy_headers(&mut packet[..self.headers_len], &self.headers[..self.headers_len]);
         if self.kind.is_v4() {
             put_u16(packet, 2, len as u16);
             put_u16(packet, 4, self.identification);
