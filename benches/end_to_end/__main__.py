@@ -286,7 +286,7 @@ def version(contender):
 def distribution():
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
+    except (OSError, AttributeError):  # no such file; Python before 3.10
         return platform.system()
 
 

@@ -14,7 +14,6 @@ ends the daemons and removes the namespaces if this program does not get to it.
 
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import tempfile
@@ -273,10 +272,3 @@ def run(*command, check=True, stdin=None, timeout=60):
     if check and done.returncode != 0:
         raise LabError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip() or done.returncode}")
     return done
-
-
-def end(process):
-    """Ends a program that was started by `Host.start`, if it did not end by itself."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-    process.wait()

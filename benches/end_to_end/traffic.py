@@ -3,6 +3,7 @@
 Each function returns plain numbers, with the unit in the name.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import time
 
 import datagrams
-from lab import LabError, end
+from lab import LabError
 from meter import Meter
 
 IPERF_PORT = 5201
@@ -22,23 +23,22 @@ class Bulk:
     """One iperf3 client on the left and its server on the right. Use in `with`."""
 
     def __init__(self, lab, target, options, streams=1, extra=(), port=IPERF_PORT):
-        self.server = lab.right.start("iperf3", "-s", "-1", "-p", port, "--forceflush",
-                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.client = None
-        wait_for_line(self.server, "listening")
-        self.client = lab.left.start(
-            "iperf3", "-c", target, "-p", port, "-P", streams, "-t", options.seconds, "-O", options.warm_up,
-            "-C", "cubic", "-J", "--connect-timeout", 5000, *extra,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.lab = lab
+        self.server_command = ["iperf3", "-s", "-1", "-p", port, "--forceflush"]
+        self.client_command = ["iperf3", "-c", target, "-p", port, "-P", streams, "-t", options.seconds,
+                               "-O", options.warm_up, "-C", "cubic", "-J", "--connect-timeout", 5000, *extra]
+        self.running = contextlib.ExitStack()
 
     def __enter__(self):
+        with contextlib.ExitStack() as started:
+            server = started.enter_context(running(self.lab.right, self.server_command))
+            wait_for_line(server, "listening")
+            self.client = started.enter_context(running(self.lab.left, self.client_command))
+            self.running = started.pop_all()
         return self
 
     def __exit__(self, *_reason):
-        for process in (self.client, self.server):
-            if process:
-                end(process)
-                process.stdout.close()
+        self.running.close()
 
     def gbit_per_s(self, patience):
         """Waits for the end; what arrived, both directions together."""
@@ -46,6 +46,8 @@ class Bulk:
             report = json.loads(self.client.communicate(timeout=patience)[0])
         except subprocess.TimeoutExpired:
             raise LabError("iperf3 did not finish") from None
+        except ValueError:
+            raise LabError("iperf3 ended without a report") from None
         if "error" in report:
             raise LabError(f"iperf3: {report['error']}")
         sums = (report["end"].get(name, {}) for name in ("sum_received", "sum_received_bidir_reverse"))
@@ -55,18 +57,14 @@ class Bulk:
 def tcp(lab, options, streams=1, extra=(), targets=None):
     """Bulk TCP to every target at once; the daemons' CPU time is taken between warm-up and end."""
     targets = targets or [lab.target()]
-    flows = []
-    try:
-        for number, target in enumerate(targets):
-            flows.append(Bulk(lab, target, options, streams, extra, IPERF_PORT + number))
+    with contextlib.ExitStack() as started:
+        flows = [started.enter_context(Bulk(lab, target, options, streams, extra, IPERF_PORT + number))
+                 for number, target in enumerate(targets)]
         time.sleep(options.warm_up)
         meter = Meter(lab.daemons).start()
         time.sleep(options.seconds)
         meter.stop()
         gbit = sum(flow.gbit_per_s(STARTING_SECONDS + options.seconds) for flow in flows)
-    finally:
-        for flow in flows:
-            flow.__exit__()
     if gbit <= 0:
         raise LabError("no TCP went through")
     values = {"gbit": gbit, "disturbed_percent": meter.disturbed_percent}
@@ -79,16 +77,13 @@ def udp(lab, options, size):
     """Datagrams of one size, more than can be carried: what arrives, what is lost, what it costs the daemons."""
     program = [sys.executable, "-B", os.path.abspath(datagrams.__file__)]
     where = [lab.target(), datagrams.PORT]
-    sink = lab.right.start(*program, "sink", *where, stdout=subprocess.PIPE, text=True)
-    try:
+    with running(lab.right, [*program, "sink", *where]) as sink:
         wait_for_line(sink, "ready")
         meter = Meter(lab.daemons).start()
         source = lab.left.run(*program, "send", *where, size, options.seconds, check=False)
         # A second of silence after the last datagram is part of it; the daemons have nothing to do then.
         counted = sink.communicate(timeout=datagrams.PATIENCE_SECONDS + options.seconds)[0]
         meter.stop()
-    finally:
-        end(sink)
     if source.returncode != 0:
         raise LabError(f"the source of datagrams failed: {source.stderr.strip()[-200:]}")
     sent, received = json.loads(source.stdout), json.loads(counted)
@@ -129,6 +124,18 @@ def ping_under_load(lab, options, streams):
         values = ping(lab, int(options.seconds / 0.005), 0.005)
         values["gbit_meanwhile"] = bulk.gbit_per_s(STARTING_SECONDS + options.seconds)
     return values
+
+
+@contextlib.contextmanager
+def running(host, command):
+    """A program on a host whose output can be read; ended afterwards if it did not end by itself."""
+    process = host.start(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for_line(process, word):
