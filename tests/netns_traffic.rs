@@ -695,9 +695,10 @@ fn together(ways: &[Way<'_>], flow: impl Fn(u64, Way<'_>) + Sync) {
 /// A hub and its spokes, each on a cable of its own; the hub's `wg0` has them all as peers.
 ///
 /// ```text
-///   spoke N  wg0 10.9.0.N fd09:0::N   192.0.N.2 2001:db8:N::2 --- 192.0.N.1 2001:db8:N::1   hub  wg0 10.9.0.0 fd09:0::
+///   spoke N  192.0.N.2 2001:db8:N::2 --- 192.0.N.1 2001:db8:N::1  hub
+///     wg0  10.9.0.(N+1) fd09:0::(N+1)       wg0  10.9.0.1 fd09:0::1
 /// ```
-/// [`Star::add_interface`] adds a spoke with another one of the hub's interfaces: `wg1`, 10.9.1.0, fd09:1::.
+/// [`Star::add_interface`] adds a spoke with another one of the hub's interfaces: `wg1`, 10.9.1.1, fd09:1::1.
 struct Star {
     spokes: Vec<Spoke>,
     hub: Host,
