@@ -24,7 +24,7 @@ pub(crate) use self::send::SendReport;
 use self::send::{Messages, Send, send_all};
 use self::singly::Singly;
 use self::source::{SourceCheck, Verdict};
-use crate::cmsg::{self, Pages};
+use crate::cmsg::Pages;
 use crate::udp::{Family, UdpSockets};
 
 /// Datagrams in a train: the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.

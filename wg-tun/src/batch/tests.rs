@@ -9,7 +9,7 @@ use wg_core::{DatagramSource, SourceAddr};
 use super::send::MAX_WAIT;
 use super::singly::SINGLY_FOR;
 use super::*;
-use crate::cmsg::Outgoing;
+use crate::cmsg::{self, Outgoing};
 
 fn put(batch: &mut OutBatch, to: &Endpoint, traffic_class: u8, bytes: &[u8]) {
     batch.reserve(to, traffic_class, bytes.len()).expect("there is room").copy_from_slice(bytes);
