@@ -472,21 +472,35 @@ pub(crate) fn tun_header_len(fd: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// Tells the kernel which super-packets we take from a TUN descriptor: TCP, and UDP if `with_udp`.
-pub(crate) fn set_tun_offloads(fd: BorrowedFd<'_>, with_udp: WithUdp) -> io::Result<()> {
+/// Changes the length of the virtio header in front of every packet, for all descriptors of the link.
+pub(crate) fn set_tun_header_len(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let len = c_int::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len) }).map(drop)
+}
+
+/// Tells the kernel which super-packets we take from a TUN descriptor: TCP, and what else is said.
+pub(crate) fn set_tun_offloads(fd: BorrowedFd<'_>, wanted: TunOffloads) -> io::Result<()> {
+    /// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM`, which libc does not have yet.
+    const TUNNELS: libc::c_uint = 0x080 | 0x100;
     let mut offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    if with_udp == WithUdp::Yes {
+    if wanted.udp {
         offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    }
+    if wanted.tunnels {
+        offloads |= TUNNELS;
     }
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) }).map(drop)
 }
 
-/// Whether UDP super-packets are wanted too. Linux 6.2 and later.
+/// Super-packets that are wanted beside those of TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WithUdp {
-    Yes,
-    No,
+pub(crate) struct TunOffloads {
+    /// Of UDP. Linux 6.2 and later.
+    pub(crate) udp: bool,
+    /// Of either, within UDP tunnels. Linux 6.17 and later; the virtio header must have room.
+    pub(crate) tunnels: bool,
 }
 
 /// The network namespace that a TUN descriptor's link is in now. Needs CAP_NET_ADMIN there.

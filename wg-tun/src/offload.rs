@@ -48,6 +48,7 @@
 
 mod coalesce;
 mod split;
+mod tunnel;
 #[cfg(test)]
 mod tests;
 
@@ -60,6 +61,10 @@ pub use crate::cmsg::checksum_sum;
 pub const HEADER_LEN: usize = 10;
 /// Length in bytes of the one variant that a foreign descriptor may use, with a field for merged buffers.
 pub const LONG_HEADER_LEN: usize = 12;
+
+/// Length in bytes of the variant that also describes super-packets within UDP tunnels such as VXLAN and Geneve; Linux
+/// 6.17 and later.
+pub const TUNNEL_HEADER_LEN: usize = 24;
 
 /// The checksum field holds only the pseudo-header's sum; whoever needs it completes it.
 pub const NEEDS_CHECKSUM: u8 = 1;
@@ -154,6 +159,12 @@ impl Kind {
     fn checksum_offset(self) -> usize {
         if self.is_tcp() { TCP_CHECKSUM } else { UDP_CHECKSUM }
     }
+}
+
+/// Panics if no virtio header has that length; 0 stands for none.
+fn check_header_len(header_len: usize) {
+    let is_known = matches!(header_len, 0 | HEADER_LEN | LONG_HEADER_LEN | TUNNEL_HEADER_LEN);
+    assert!(is_known, "a virtio header of {header_len} bytes");
 }
 
 const IPV4_HEADER_LEN: usize = 20;

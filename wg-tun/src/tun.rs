@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::cmsg::{self, WithUdp};
-use crate::offload::{HEADER_LEN, Kind, LONG_HEADER_LEN};
+use crate::cmsg::{self, TunOffloads};
+use crate::offload::{HEADER_LEN, Kind, LONG_HEADER_LEN, TUNNEL_HEADER_LEN};
 
 /// An open TUN device.
 pub(crate) struct Tun {
@@ -45,11 +45,14 @@ impl Tun {
         device.set_nonblocking(true)?;
         ask_for_no_address(&cmsg::tun_flags(device.as_fd())?.name);
         let takes_udp = device.udp_gso();
-        let header_len = header_len(device.as_fd())?;
+        let header_len = ask_for_tunnels(device.as_fd(), takes_udp)?;
         Ok(Tun { handle: Handle::Made(device), header_len, takes_udp })
     }
 
     /// Takes over an open descriptor, with or without a virtio header.
+    ///
+    /// The header keeps the length it came with: it is the link's, so that every other queue and every duplicate that the
+    /// owner kept has the same. Super-packets within tunnels are asked for if it came with room for them.
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Tun> {
         let flags = cmsg::tun_flags(fd.as_fd())?;
         if !flags.is_tun {
@@ -59,9 +62,14 @@ impl Tun {
         let (mut header_len_found, mut takes_udp) = (0, false);
         if flags.has_virtio_header {
             header_len_found = header_len(fd.as_fd())?;
-            takes_udp = cmsg::set_tun_offloads(fd.as_fd(), WithUdp::Yes).is_ok();
+            let with_udp = TunOffloads { udp: true, tunnels: false };
+            takes_udp = cmsg::set_tun_offloads(fd.as_fd(), with_udp).is_ok();
             if !takes_udp {
-                cmsg::set_tun_offloads(fd.as_fd(), WithUdp::No)?;
+                cmsg::set_tun_offloads(fd.as_fd(), TunOffloads { udp: false, ..with_udp })?;
+            }
+            if header_len_found == TUNNEL_HEADER_LEN {
+                // Without them it is only a longer header.
+                let _ = cmsg::set_tun_offloads(fd.as_fd(), TunOffloads { udp: takes_udp, tunnels: true });
             }
         }
         Ok(Tun { handle: Handle::Adopted(fd), header_len: header_len_found, takes_udp })
@@ -143,11 +151,29 @@ fn ask_for_no_address(name: &str) {
     }
 }
 
+/// Lets the kernel hand over super-packets within tunnels such as VXLAN, which it would have to segment itself
+/// otherwise. Returns the length of the virtio header, which stays as it was if the kernel does not know them.
+fn ask_for_tunnels(fd: BorrowedFd<'_>, takes_udp: bool) -> io::Result<usize> {
+    let plain_len = header_len(fd)?;
+    // The header first: from the moment they are allowed, the kernel writes a long one into whatever room there is.
+    if cmsg::set_tun_header_len(fd, TUNNEL_HEADER_LEN).is_err() {
+        return Ok(plain_len);
+    }
+    match cmsg::set_tun_offloads(fd, TunOffloads { udp: takes_udp, tunnels: true }) {
+        Ok(()) => Ok(TUNNEL_HEADER_LEN),
+        Err(error) => {
+            tracing::debug!(%error, "tunnels over the link are segmented by the kernel");
+            cmsg::set_tun_header_len(fd, plain_len)?;
+            Ok(plain_len)
+        }
+    }
+}
+
 fn header_len(fd: BorrowedFd<'_>) -> io::Result<usize> {
     match cmsg::tun_header_len(fd)? {
-        len @ (HEADER_LEN | LONG_HEADER_LEN) => Ok(len),
+        len @ (HEADER_LEN | LONG_HEADER_LEN | TUNNEL_HEADER_LEN) => Ok(len),
         len => {
-            let message = format!("the device has a virtio header of {len} bytes; known are 10 and 12");
+            let message = format!("the device has a virtio header of {len} bytes; known are 10, 12 and 24");
             Err(io::Error::new(io::ErrorKind::InvalidInput, message))
         }
     }

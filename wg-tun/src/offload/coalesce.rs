@@ -19,7 +19,7 @@ use crate::batch::{MAX_RECEIVED, MAX_RECEIVED_LEN};
 use crate::cmsg::{Pages, checksum_sum};
 
 /// Bytes kept free in front of a packet, for the virtio header.
-const HEAD_ROOM: usize = 16;
+const HEAD_ROOM: usize = 32;
 /// Runs that can grow at a time: flows joined in one batch.
 const MAX_OPEN: usize = 16;
 /// The longest super-packet: what an IPv4 header can state.
@@ -153,9 +153,9 @@ impl CoalesceBatch {
 
     /// The next write, with a virtio header of `header_len` bytes, or none if that is 0. `None` when all are given out.
     ///
-    /// Panics if the device's header is neither [`HEADER_LEN`] nor [`LONG_HEADER_LEN`] nor 0 bytes long.
+    /// Panics if no virtio header has that length.
     pub fn next_frame(&mut self, header_len: usize) -> Option<CoalescedFrame<'_>> {
-        assert!(matches!(header_len, 0 | HEADER_LEN | LONG_HEADER_LEN), "a virtio header of {header_len} bytes");
+        check_header_len(header_len);
         self.roll_back();
         let run = *self.runs.get(self.next)?;
         self.next += 1;

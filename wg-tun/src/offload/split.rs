@@ -8,11 +8,12 @@
 use wg_core::packet::checksum::{fold, sum};
 use wg_core::{PADDING_SLACK, PacketSlot, PacketSource};
 
+use super::tunnel::Outer;
 use super::*;
 use crate::cmsg::{Pages, checksum_sum};
 
 /// The longest frame: a packet of 65 535 bytes and its virtio header.
-const MAX_FRAME_LEN: usize = 65_535 + LONG_HEADER_LEN;
+const MAX_FRAME_LEN: usize = 65_535 + TUNNEL_HEADER_LEN;
 /// Bytes read before the first packet is sealed: a super-packet is worked on while it is in the cache, and many small
 /// packets still leave together.
 const READ_AHEAD: usize = 65_536;
@@ -49,14 +50,17 @@ struct Frame {
     start: usize,
     len: usize,
     header: VirtioHeader,
+    /// Where a packet within a tunnel begins, if the virtio header says it.
+    inner_at: Option<usize>,
 }
 
 impl SplitBatch {
-    /// For frames with a virtio header of `header_len` bytes, [`HEADER_LEN`] or [`LONG_HEADER_LEN`], or none if that is 0.
+    /// For frames with a virtio header of `header_len` bytes: [`HEADER_LEN`], [`LONG_HEADER_LEN`] or [`TUNNEL_HEADER_LEN`],
+    /// or none if that is 0.
     ///
     /// Panics if it is anything else.
     pub fn new(header_len: usize) -> SplitBatch {
-        assert!(matches!(header_len, 0 | HEADER_LEN | LONG_HEADER_LEN), "a virtio header of {header_len} bytes");
+        check_header_len(header_len);
         let frame_room = MAX_FRAME_LEN + PADDING_SLACK + 1;
         SplitBatch {
             memory: Pages::new(READ_AHEAD + frame_room + MAX_FRAMES * (PADDING_SLACK + 64)),
@@ -101,7 +105,8 @@ impl SplitBatch {
         match header {
             Some(header) => {
                 let start = self.top + self.header_len;
-                self.frames.push(Frame { start, len: len - self.header_len, header });
+                let inner_at = tunnel::inner_at(&frame[..self.header_len]);
+                self.frames.push(Frame { start, len: len - self.header_len, header, inner_at });
                 // The next frame begins at a cache line, behind the padding room of this one.
                 self.top = (self.top + len + PADDING_SLACK).next_multiple_of(64);
             }
@@ -154,7 +159,7 @@ impl PacketSource for SplitBatch {
                 return None;
             };
             self.next += 1;
-            match open(&mut self.memory, frame.start, frame.len, frame.header) {
+            match open(&mut self.memory, frame.start, frame.len, frame.header, frame.inner_at) {
                 Some(Opened::Packet) => return Some(self.lend(frame.start, frame.len)),
                 Some(Opened::Segments(segments)) => self.segments = Some(segments),
                 None => self.malformed += 1,
@@ -166,7 +171,7 @@ impl PacketSource for SplitBatch {
 /// Calls `each` with every packet that the frame stands for, in order; not at all if the header contradicts the packet.
 /// `packet` is scribbled on. For a super-packet that the device refused: its packets may be written one by one.
 pub fn for_each_packet(packet: &mut [u8], header: VirtioHeader, mut each: impl FnMut(&[u8])) {
-    match open(packet, 0, packet.len(), header) {
+    match open(packet, 0, packet.len(), header, None) {
         Some(Opened::Packet) => each(packet),
         Some(Opened::Segments(mut segments)) => {
             while let Some((start, len)) = segments.cut(packet) {
@@ -186,27 +191,38 @@ enum Opened {
 }
 
 /// `None` if the virtio header contradicts the packet.
-fn open(memory: &mut [u8], start: usize, len: usize, header: VirtioHeader) -> Option<Opened> {
+fn open(memory: &mut [u8], start: usize, len: usize, header: VirtioHeader, inner_at: Option<usize>) -> Option<Opened> {
+    if header.gso_type & tunnel::GSO_TUNNEL != 0 {
+        return tunnel::open(&memory[start..start + len], start, header, inner_at?).map(Opened::Segments);
+    }
     let packet = &mut memory[start..start + len];
-    let is_v4 = match packet.first()? >> 4 {
-        4 => true,
-        6 => false,
-        _ => return None,
-    };
-    let kind = match (header.gso_type & !GSO_ECN, is_v4) {
-        (GSO_NONE, _) => {
+    let kind = match header.gso_type & !GSO_ECN {
+        GSO_NONE => {
+            packet.first().filter(|first| matches!(**first >> 4, 4 | 6))?;
             if header.flags & NEEDS_CHECKSUM != 0 {
                 complete_checksum(packet, header)?;
             }
             return Some(Opened::Packet);
         }
-        (GSO_TCP4, true) => Kind::Tcp4,
-        (GSO_TCP6, false) => Kind::Tcp6,
-        (GSO_UDP, true) => Kind::Udp4,
-        (GSO_UDP, false) => Kind::Udp6,
-        _ => return None,
+        _ => kind_of(packet, header)?,
     };
     Segments::open(packet, start, kind, header).map(Opened::Segments)
+}
+
+/// The kind of a super-packet, by what both its headers say.
+pub(super) fn kind_of(packet: &[u8], header: VirtioHeader) -> Option<Kind> {
+    let is_v4 = match packet.first()? >> 4 {
+        4 => true,
+        6 => false,
+        _ => return None,
+    };
+    match (header.gso_type & !GSO_ECN, is_v4) {
+        (GSO_TCP4, true) => Some(Kind::Tcp4),
+        (GSO_TCP6, false) => Some(Kind::Tcp6),
+        (GSO_UDP, true) => Some(Kind::Udp4),
+        (GSO_UDP, false) => Some(Kind::Udp6),
+        _ => None,
+    }
 }
 
 /// Adds the sum of the bytes to what the checksum field holds, the pseudo-header's.
@@ -223,13 +239,15 @@ fn complete_checksum(packet: &mut [u8], header: VirtioHeader) -> Option<()> {
 }
 
 /// Zero would mean "no checksum" to UDP; all ones is the same number. RFC 768.
-fn not_zero(checksum: u16) -> u16 {
+pub(super) fn not_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
 /// A super-packet being cut. Offsets are into the memory it lies in.
 #[derive(Debug)]
-struct Segments {
+pub(super) struct Segments {
+    /// The headers of a tunnel in front of each.
+    pub(super) outer: Option<Outer>,
     kind: Kind,
     /// The headers of the first segment, with what differs between segments set to zero.
     headers: [u8; MAX_HEADERS],
@@ -251,7 +269,7 @@ struct Segments {
 }
 
 impl Segments {
-    fn open(packet: &[u8], start: usize, kind: Kind, header: VirtioHeader) -> Option<Segments> {
+    pub(super) fn open(packet: &[u8], start: usize, kind: Kind, header: VirtioHeader) -> Option<Segments> {
         let transport = usize::from(header.checksum_start);
         let ip_len = if kind.is_v4() { ip_header_len_v4(packet) } else { IPV6_HEADER_LEN };
         // Only IPv6 may have something between its header and the transport header.
@@ -290,6 +308,7 @@ impl Segments {
         let protocol = if kind.is_tcp() { PROTOCOL_TCP } else { PROTOCOL_UDP };
         let transport_sum = sum(field) + address_sum(&headers, kind.is_v4(), protocol);
         Some(Segments {
+            outer: None,
             kind,
             headers_len,
             transport,
@@ -352,7 +371,10 @@ impl Segments {
         }
         self.payload_at += payload_len;
         self.is_first = false;
-        Some((start, len))
+        match &mut self.outer {
+            Some(outer) => Some(outer.wrap(memory, start, len)),
+            None => Some((start, len)),
+        }
     }
 }
 

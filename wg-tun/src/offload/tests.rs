@@ -4,6 +4,8 @@ use wg_core::{Instant, PADDING_SLACK, PacketSink, PacketSource};
 
 use super::*;
 
+mod tunnel;
+
 /// A small generator, so that one printed seed is the whole test.
 struct Draw(u64);
 
