@@ -598,6 +598,21 @@ fn super_packets_of_more_segments_than_a_train_has_arrive_whole() {
 }
 
 #[test]
+fn senders_on_a_link_wider_than_a_datagram_are_told_what_passes() {
+    if !can_make_namespaces() {
+        return;
+    }
+    let net = Net::new(outer_v4(), Lacks::default());
+    net.set_mtu(65_535);
+    for family in [Family::V4, Family::V6] {
+        echo_tcp(&net.left_host, (&net.near_host, 2), family, 1 << 20, 0);
+        assert!(net.left_host.ip(&format!("route get {}", family.inner(2))).contains("mtu 65472"));
+    }
+    assert!(net.drops(DropReason::PacketTooBig) > 0);
+    net.assert_no_drops();
+}
+
+#[test]
 fn links_of_every_mtu_carry_packets_up_to_it() {
     if !can_make_namespaces() {
         return;

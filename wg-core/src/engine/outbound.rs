@@ -25,6 +25,9 @@ const MAX_DATAGRAM_LEN: usize = 65_507;
 /// Plaintext is padded to a multiple of this. \[W\] 5.4.6.
 const PADDING: usize = 16;
 
+/// The longest packet that always fits a datagram, padding included.
+const MAX_PACKET_LEN: usize = (MAX_DATAGRAM_LEN - DATA_OVERHEAD) / PADDING * PADDING;
+
 impl Engine {
     /// Encrypts a batch of inner packets, or stages them and asks for a handshake.
     ///
@@ -222,6 +225,9 @@ impl<'a> OutboundRun<'a> {
                 let padded_len = padded_len(packet.len, mtu).min(packet.buffer.len());
                 packet.buffer[packet.len..padded_len].fill(0);
                 if padded_len + DATA_OVERHEAD > MAX_DATAGRAM_LEN {
+                    if let Some(packet) = IpPacket::parse(&packet.buffer[..packet.len]) {
+                        engine.refuse_length(&packet, MAX_PACKET_LEN as u16, now);
+                    }
                     Some(DropReason::PacketTooBig)
                 } else {
                     let endpoint = *endpoint;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Engine;
-use crate::packet::icmp::host_unreachable;
+use crate::packet::icmp::{host_unreachable, packet_too_big};
 use crate::packet::ip::IpPacket;
 use crate::time::Instant;
 
@@ -33,12 +33,21 @@ impl Engine {
 
     /// Tells the sender of `packet` that it cannot be delivered, unless it was told so often lately.
     pub(super) fn refuse(&self, packet: &IpPacket<'_>, now: Instant) {
+        self.answer(now, || host_unreachable(packet));
+    }
+
+    /// Tells the sender of `packet` that none longer than `mtu` passes, unless it was told so often lately.
+    pub(super) fn refuse_length(&self, packet: &IpPacket<'_>, mtu: u16, now: Instant) {
+        self.answer(now, || packet_too_big(packet, mtu));
+    }
+
+    fn answer(&self, now: Instant, error: impl FnOnce() -> Option<Vec<u8>>) {
         let mut refusals = self.refusals.lock();
         let full_at = refusals.full_at.max(now) + INTERVAL;
         if full_at.since(now) > INTERVAL * BURST || refusals.waiting.len() >= BURST as usize {
             return;
         }
-        if let Some(error) = host_unreachable(packet) {
+        if let Some(error) = error() {
             refusals.full_at = full_at;
             refusals.waiting.push_back(error);
         }

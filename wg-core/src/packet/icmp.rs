@@ -22,15 +22,34 @@ const MAX_ICMPV6_LEN: usize = 1280;
 /// on which it would be expected. `None` if no error may be sent about this packet: it is an ICMP error itself, a later
 /// fragment, or not between two single hosts. RFC 1122 3.2.2, RFC 4443 2.4 (e).
 pub fn host_unreachable(packet: &IpPacket<'_>) -> Option<Vec<u8>> {
+    answer(packet, Message { v4: [3, 1], v6: [1, 3], parameter: [0; 4] })
+}
+
+/// The ICMP error "fragmentation needed" (ICMPv4 3/4) or "packet too big" (ICMPv6 2/0) about `packet`: longer ones than
+/// `mtu` bytes do not pass. Addressed like [`host_unreachable`], and `None` when that is. RFC 1191 4, RFC 4443 3.2.
+pub fn packet_too_big(packet: &IpPacket<'_>, mtu: u16) -> Option<Vec<u8>> {
+    let [high, low] = mtu.to_be_bytes();
+    answer(packet, Message { v4: [3, 4], v6: [2, 0], parameter: [0, 0, high, low] })
+}
+
+/// What an error says: type and code in each family, and the four bytes behind the checksum.
+#[derive(Clone, Copy)]
+struct Message {
+    v4: [u8; 2],
+    v6: [u8; 2],
+    parameter: [u8; 4],
+}
+
+fn answer(packet: &IpPacket<'_>, message: Message) -> Option<Vec<u8>> {
     if packet.is_later_fragment() || is_icmp_error(packet) {
         return None;
     }
     match (packet.source(), packet.destination()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) if is_host_v4(source) && is_host_v4(destination) => {
-            Some(unreachable_v4(packet.bytes(), source, destination))
+            Some(error_v4(packet.bytes(), source, destination, message))
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) if is_host_v6(source) && is_host_v6(destination) => {
-            Some(unreachable_v6(packet.bytes(), source, destination))
+            Some(error_v6(packet.bytes(), source, destination, message))
         }
         _ => None,
     }
@@ -55,8 +74,7 @@ fn is_icmp_error(packet: &IpPacket<'_>) -> bool {
     }
 }
 
-fn unreachable_v4(about: &[u8], to: Ipv4Addr, from: Ipv4Addr) -> Vec<u8> {
-    const HOST_UNREACHABLE: [u8; 2] = [3, 1];
+fn error_v4(about: &[u8], to: Ipv4Addr, from: Ipv4Addr, message: Message) -> Vec<u8> {
     let quoted = &about[..about.len().min(MAX_ICMPV4_LEN - IPV4_HEADER_LEN - ICMP_HEADER_LEN)];
     let total_len = IPV4_HEADER_LEN + ICMP_HEADER_LEN + quoted.len();
     let mut error = Vec::with_capacity(total_len);
@@ -67,16 +85,16 @@ fn unreachable_v4(about: &[u8], to: Ipv4Addr, from: Ipv4Addr) -> Vec<u8> {
     error.extend_from_slice(&to.octets());
     let header_checksum = checksum::checksum(&error);
     error[10..12].copy_from_slice(&header_checksum.to_be_bytes());
-    error.extend_from_slice(&HOST_UNREACHABLE);
-    error.extend_from_slice(&[0; 6]);
+    error.extend_from_slice(&message.v4);
+    error.extend_from_slice(&[0; 2]);
+    error.extend_from_slice(&message.parameter);
     error.extend_from_slice(quoted);
     let icmp_checksum = checksum::checksum(&error[IPV4_HEADER_LEN..]);
     error[IPV4_HEADER_LEN + 2..][..2].copy_from_slice(&icmp_checksum.to_be_bytes());
     error
 }
 
-fn unreachable_v6(about: &[u8], to: Ipv6Addr, from: Ipv6Addr) -> Vec<u8> {
-    const ADDRESS_UNREACHABLE: [u8; 2] = [1, 3];
+fn error_v6(about: &[u8], to: Ipv6Addr, from: Ipv6Addr, message: Message) -> Vec<u8> {
     let quoted = &about[..about.len().min(MAX_ICMPV6_LEN - IPV6_HEADER_LEN - ICMP_HEADER_LEN)];
     let payload_len = ICMP_HEADER_LEN + quoted.len();
     let mut error = Vec::with_capacity(IPV6_HEADER_LEN + payload_len);
@@ -85,8 +103,9 @@ fn unreachable_v6(about: &[u8], to: Ipv6Addr, from: Ipv6Addr) -> Vec<u8> {
     error.extend_from_slice(&[ICMPV6, HOP_LIMIT]);
     error.extend_from_slice(&from.octets());
     error.extend_from_slice(&to.octets());
-    error.extend_from_slice(&ADDRESS_UNREACHABLE);
-    error.extend_from_slice(&[0; 6]);
+    error.extend_from_slice(&message.v6);
+    error.extend_from_slice(&[0; 2]);
+    error.extend_from_slice(&message.parameter);
     error.extend_from_slice(quoted);
     let pseudo = checksum::pseudo_header_v6(from, to, ICMPV6, payload_len as u32);
     let whole = u64::from(checksum::sum(&error[IPV6_HEADER_LEN..])) + u64::from(pseudo);
@@ -147,6 +166,16 @@ mod tests {
             assert_eq!(view.payload()[8..], about[..about.len().min(548)]);
             assert!(error.len() <= 576);
             assert!(sums_to_zero(&[&error[..20]]) && sums_to_zero(&[view.payload()]));
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_too_big_is_answered_with_the_size_that_passes() {
+        let (v4, v6) = (packet_v4(17, [10, 0, 0, 9], &[7; 300]), packet_v6(17, &[7; 300]));
+        for (about, kind) in [(&v4, [3, 4]), (&v6, [2, 0])] {
+            let error = packet_too_big(&IpPacket::parse(about).expect("whole"), 0xffc0).expect("one is due");
+            let view = IpPacket::parse(&error).expect("whole");
+            assert_eq!((&view.payload()[..2], &view.payload()[4..8]), (&kind[..], &[0, 0, 0xff, 0xc0][..]));
         }
     }
 
