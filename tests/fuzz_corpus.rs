@@ -54,3 +54,13 @@ fn any_sequence_of_operations_leaves_the_engines_whole() {
 fn the_configuration_protocol_answers_the_same_in_any_pieces() {
     replay("uapi", 8, properties::uapi::check);
 }
+
+#[test]
+fn what_is_split_is_what_the_headers_describe() {
+    replay("split", 8, properties::split::check);
+}
+
+#[test]
+fn what_is_joined_comes_apart_as_it_came_in() {
+    replay("coalesce", 8, properties::coalesce::check);
+}

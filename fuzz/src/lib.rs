@@ -4,9 +4,12 @@
 //! A crash becomes a file in `corpus/<target>/` whose name says what it is, in the same commit as the fix.
 
 pub mod allowed_ips;
+pub mod coalesce;
 pub mod datagram;
 pub mod engine;
 pub mod input;
 pub mod ip_packet;
 pub mod memory;
+pub mod segments;
+pub mod split;
 pub mod uapi;
