@@ -1,5 +1,8 @@
 //! What does the engine cost per packet beyond the cipher? One packet out and in, at 64, 576 and 1420 bytes, and a
 //! train of 44, against `ring` sealing and opening the same bytes in the same run. Read the ratio, not the time.
+//!
+//! And what does the trie cost there? `out/prefixes` and `in/prefixes` are trains of 64 bytes whose addresses are spread
+//! over all prefixes of the peer, so that no packet finds what the last one had in the cache.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -9,11 +12,17 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wg_core::{
     DATA_OVERHEAD, Datagram, DatagramSink, DatagramSource, Endpoint, Engine, EngineConfig, Instant, PADDING_SLACK,
-    PacketSink, PacketSlot, PacketSource, PrivateKey, SourceChecked,
+    PacketSink, PacketSlot, PacketSource, Prefix, PrivateKey, SourceChecked,
 };
 
 const SIZES: [usize; 3] = [64, 576, 1420];
 const TRAIN: usize = 44;
+const PREFIXES: [u32; 4] = [1, 16, 1_000, 100_000];
+
+/// Sizes and how many packets of it are handled at once.
+fn cases() -> impl Iterator<Item = (usize, usize)> {
+    [1, TRAIN].into_iter().flat_map(|count| SIZES.map(|size| (size, count)))
+}
 
 /// Lends the same packet a number of times.
 struct Repeated {
@@ -138,7 +147,7 @@ fn cipher() -> LessSafeKey {
 fn outwards(criterion: &mut Criterion) {
     let now = Instant::from_nanos(1_000_000_000);
     let (left, _right) = pair(now);
-    for (size, count) in SIZES.map(|size| (size, 1)).into_iter().chain([(1420, TRAIN)]) {
+    for (size, count) in cases() {
         let mut group = criterion.benchmark_group(format!("out/{size}x{count}"));
         group.throughput(Throughput::Elements(count as u64));
         let mut wire = Train::new();
@@ -170,7 +179,7 @@ fn outwards(criterion: &mut Criterion) {
 
 fn inwards(criterion: &mut Criterion) {
     let now = Instant::from_nanos(1_000_000_000);
-    for (size, count) in SIZES.map(|size| (size, 1)).into_iter().chain([(1420, TRAIN)]) {
+    for (size, count) in cases() {
         let mut group = criterion.benchmark_group(format!("in/{size}x{count}"));
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(BenchmarkId::from_parameter("engine"), |bencher| {
@@ -220,9 +229,88 @@ fn inwards(criterion: &mut Criterion) {
     }
 }
 
+/// The host's address in the prefix with this number, among those of the engine on one side.
+fn inner_address(side: u8, number: u32) -> [u8; 4] {
+    // Neighbours in number are far apart in the trie.
+    let [_, a, b, c] = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
+    [10 + side, a, b, c]
+}
+
+/// Lends packets to, and from, one prefix after the other.
+struct Spread {
+    packet: Repeated,
+    prefixes: u32,
+    next: u32,
+}
+
+impl PacketSource for Spread {
+    fn next_packet(&mut self) -> Option<PacketSlot<'_>> {
+        self.next = (self.next + 1) % self.prefixes;
+        self.packet.packet[12..16].copy_from_slice(&inner_address(1, self.next));
+        self.packet.packet[16..20].copy_from_slice(&inner_address(2, self.next));
+        self.packet.next_packet()
+    }
+}
+
+fn spread(prefixes: u32) -> Spread {
+    Spread { packet: packets(64, TRAIN), prefixes, next: 0 }
+}
+
+/// Like `pair`, and each peer has this many prefixes more.
+fn pair_with(prefixes: u32, now: Instant) -> (Side, Side) {
+    let (left, right) = pair(now);
+    for (side, far) in [(&left, 2), (&right, 1)] {
+        let peer = side.engine.peers()[0].id;
+        for number in 0..prefixes {
+            let prefix = Prefix::new(inner_address(far, number).into(), 32).expect("a length of its family");
+            side.engine.add_allowed_ip(peer, prefix).expect("it exists");
+        }
+    }
+    (left, right)
+}
+
+fn trie(criterion: &mut Criterion) {
+    let now = Instant::from_nanos(1_000_000_000);
+    for prefixes in PREFIXES {
+        let (left, right) = pair_with(prefixes, now);
+        let (mut wire, mut up, mut none) = (Train::new(), Train::new(), Train::new());
+        let mut source = spread(prefixes);
+        let mut group = criterion.benchmark_group("out/prefixes");
+        group.throughput(Throughput::Elements(TRAIN as u64));
+        group.bench_function(BenchmarkId::from_parameter(prefixes), |bencher| {
+            bencher.iter(|| {
+                wire.clear();
+                source.packet.left = TRAIN;
+                assert_eq!(left.engine.handle_packets(&mut source, &mut wire, now).passed, TRAIN);
+            });
+        });
+        group.finish();
+        let mut group = criterion.benchmark_group("in/prefixes");
+        group.throughput(Throughput::Elements(TRAIN as u64));
+        group.bench_function(BenchmarkId::from_parameter(prefixes), |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut elapsed = Duration::ZERO;
+                for _ in 0..rounds {
+                    wire.clear();
+                    up.clear();
+                    source.packet.left = TRAIN;
+                    left.engine.handle_packets(&mut source, &mut wire, now);
+                    let mut received = Received { train: &wire, offset: 0, next: 0, from: left.at };
+                    let start = std::time::Instant::now();
+                    let report = right.engine.handle_datagrams(&mut received, &mut up, &mut none, now);
+                    elapsed += start.elapsed();
+                    assert_eq!((report.passed, up.lens.len()), (TRAIN, TRAIN));
+                }
+                elapsed
+            });
+        });
+        group.finish();
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = outwards, inwards
+    targets = outwards, inwards, trie
 }
 criterion_main!(benches);
