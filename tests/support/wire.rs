@@ -167,7 +167,7 @@ impl Ip {
         bytes.extend(ports.1.to_be_bytes());
         bytes.extend(segment.sequence.to_be_bytes());
         bytes.extend(0x0102_0304_u32.to_be_bytes());
-        bytes.extend([((20 + segment.options.len()) / 4 << 4) as u8, segment.flags]);
+        bytes.extend([(((20 + segment.options.len()) / 4) << 4) as u8, segment.flags]);
         bytes.extend(512_u16.to_be_bytes());
         bytes.extend([0, 0]);
         bytes.extend(segment.urgent.to_be_bytes());
