@@ -48,9 +48,9 @@
 
 mod coalesce;
 mod split;
-mod tunnel;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 pub use coalesce::{CoalesceBatch, CoalescedFrame};
 pub use split::{SplitBatch, for_each_packet};
