@@ -189,6 +189,13 @@ impl Engine {
         Some(state_of(peer, tables.allowed_ips.prefixes_of(id).collect()))
     }
 
+    /// Whether at least `count` peers have a session to send on. Looks at peers until it has found as many.
+    pub fn has_sessions(&self, count: usize, now: Instant) -> bool {
+        let tables = self.tables.read();
+        let peers = tables.slots.iter().filter_map(|slot| slot.peer.as_ref());
+        peers.filter(|peer| peer.hot.lock().sending_tunnel(now).is_some()).take(count).count() == count
+    }
+
     /// The totals of the interface.
     pub fn counters(&self) -> Counters {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -65,6 +65,67 @@ impl AsFd for EventFd {
     }
 }
 
+/// A descriptor that becomes readable when a time has come.
+#[derive(Debug)]
+pub(crate) struct Timer(OwnedFd);
+
+impl Timer {
+    pub(crate) fn new() -> io::Result<Timer> {
+        // SAFETY: timerfd_create takes no pointers; the result is checked before it is owned.
+        unsafe { own(libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC)) }.map(Timer)
+    }
+
+    /// Becomes readable at `at`, and unreadable until then.
+    pub(crate) fn set(&self, at: Instant) -> io::Result<()> {
+        // Zero would disarm it.
+        let nanos = at.as_nanos().max(1);
+        let value = libc::timespec { tv_sec: (nanos / 1_000_000_000) as _, tv_nsec: (nanos % 1_000_000_000) as _ };
+        let time = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
+        // SAFETY: `time` lives through the call, and the old value is not asked for.
+        check(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &time, ptr::null_mut()) })?;
+        Ok(())
+    }
+
+    /// Makes it unreadable until it is set again.
+    pub(crate) fn drain(&self) {
+        let mut count = 0_u64;
+        // SAFETY: eight bytes are written to `count`. It refuses when the time has not come, which is as good.
+        unsafe { libc::read(self.0.as_raw_fd(), ptr::from_mut(&mut count).cast(), 8) };
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// How the kernel chooses who runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheduling {
+    /// Every thread gets its share.
+    Fair,
+    /// Before every fair thread.
+    Realtime,
+}
+
+/// Schedules the calling thread so from now on, but not those it starts. `Realtime` needs CAP_SYS_NICE or RLIMIT_RTPRIO.
+pub(crate) fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
+    let (policy, sched_priority) = match scheduling {
+        Scheduling::Fair => (libc::SCHED_OTHER, 0),
+        Scheduling::Realtime => (libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1),
+    };
+    // SAFETY: zero is a value of sched_param, which has more fields with some C libraries.
+    let mut parameter: libc::sched_param = unsafe { mem::zeroed() };
+    parameter.sched_priority = sched_priority;
+    // The system call and not the library's function, which musl refuses to make.
+    // SAFETY: `parameter` begins with the priority, which is all the kernel reads, and lives through the call; 0 is the
+    // calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &parameter) };
+    check(result as c_int)?;
+    Ok(())
+}
+
 /// A set of descriptors to wait for, each under a number of the caller's choice. Level-triggered.
 #[derive(Debug)]
 pub(crate) struct Epoll(OwnedFd);
@@ -446,6 +507,7 @@ pub(crate) struct TunFlags {
     pub(crate) is_tun: bool,
     /// Packets carry a virtio header.
     pub(crate) has_virtio_header: bool,
+    pub(crate) has_many_queues: bool,
 }
 
 /// Asks a TUN descriptor for its link. `EBADFD` if the link is deleted, another error if it is no TUN descriptor.
@@ -461,7 +523,25 @@ pub(crate) fn tun_flags(fd: BorrowedFd<'_>) -> io::Result<TunFlags> {
         name: String::from_utf8(name).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?,
         is_tun: flags & libc::IFF_TUN != 0,
         has_virtio_header: flags & libc::IFF_VNET_HDR != 0,
+        has_many_queues: flags & libc::IFF_MULTI_QUEUE != 0,
     })
+}
+
+/// Opens one more queue of the TUN device that `fd` is a queue of. Its link must be in the calling thread's network
+/// namespace; the device must have been made for many queues.
+pub(crate) fn open_tun_queue(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: zero is a value of ifreq.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) })?;
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: the path is a C string; the result is checked before it is owned.
+    let queue = unsafe { own(libc::open(c"/dev/net/tun".as_ptr(), flags)) }?;
+    // SAFETY: TUNGETIFF has filled the flags; those that tell of a queue's state are not for TUNSETIFF.
+    unsafe { request.ifr_ifru.ifru_flags &= !(libc::IFF_PERSIST as libc::c_short) };
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    Ok(queue)
 }
 
 /// Length of the virtio header in front of every packet of a TUN descriptor.

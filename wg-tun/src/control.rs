@@ -126,6 +126,7 @@ impl Control {
             self.look();
             self.publish_routes();
             self.serve_requests();
+            self.share_work();
             has_more = self.do_handshakes();
             log_events(&self.shared);
         }
@@ -147,10 +148,10 @@ impl Control {
         tell_wall_clock(&self.shared.engine, now);
         let report = self.shared.engine.handle_handshakes(HANDSHAKES_PER_TURN, &mut self.out, now);
         if !self.out.is_empty() {
-            flush(&self.shared, &mut self.out, self.shared.sockets.current().as_deref(), now);
+            flush(&self.shared, &mut self.out, self.shared.sockets.first().as_deref(), now);
         }
         if report.deadline_moved {
-            self.shared.worker_wake.notify();
+            self.shared.workers.wake_first();
         }
         report.still_waiting
     }
@@ -164,7 +165,7 @@ impl Control {
     }
 
     fn listen(&mut self, port: u16) -> io::Result<()> {
-        let bound = self.shared.sockets.current().map(|sockets| sockets.port());
+        let bound = self.shared.sockets.first().map(|sockets| sockets.port());
         if bound.is_none() {
             // Also what is tried again, if it cannot be bound now.
             self.shared.settings.lock().port = port;
@@ -189,13 +190,15 @@ impl Control {
         if settings.mark != mark {
             sockets.set_mark(settings.mark)?;
         }
-        let old = self.shared.sockets.publish(Some(Arc::new(sockets)));
+        let mut pairs = vec![Arc::new(sockets)];
+        self.add_pairs(&mut pairs);
+        let old = self.shared.sockets.publish(pairs);
         drop(settings);
-        self.retire(old);
+        self.retire(&old);
         self.shared.engine.forget_sources();
         // It was down if this port is the first one that could be bound since the link came up.
         self.shared.engine.bring_up(cmsg::boot_clock());
-        self.shared.worker_wake.notify();
+        self.shared.workers.wake_all();
         Ok(())
     }
 
@@ -318,14 +321,52 @@ impl Control {
     fn bring_down(&mut self) {
         self.retry = None;
         self.shared.engine.bring_down(cmsg::boot_clock());
-        let old = self.shared.sockets.publish(None);
-        self.retire(old);
-        self.shared.worker_wake.notify();
+        let old = self.shared.sockets.publish(Vec::new());
+        self.retire(&old);
+        self.shared.workers.wake_all();
         tracing::info!("interface down");
     }
 
-    fn retire(&mut self, sockets: Option<Arc<UdpSockets>>) {
-        self.retired.extend(sockets.as_ref().map(Arc::downgrade));
+    fn retire(&mut self, sockets: &[Arc<UdpSockets>]) {
+        self.retired.extend(sockets.iter().map(Arc::downgrade));
+    }
+
+    /// Adds pairs of sockets until every worker has one, or the host refuses.
+    fn add_pairs(&self, pairs: &mut Vec<Arc<UdpSockets>>) {
+        while pairs.len() < self.shared.workers.count() {
+            match pairs[0].another() {
+                Ok(pair) => pairs.push(Arc::new(pair)),
+                Err(error) => {
+                    tracing::warn!(%error, "the port cannot be shared between workers: some receive nothing");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts one more worker if those there are cannot keep up and there is something to share.
+    fn share_work(&mut self) {
+        let workers = &self.shared.workers;
+        if !workers.is_busy.swap(false, Ordering::AcqRel) || workers.count() == workers.limit() {
+            return;
+        }
+        let now = cmsg::boot_clock();
+        // Each peer's sessions are one lock: with one peer there is nothing to share.
+        if self.shared.engine.has_sessions(workers.count() + 1, now) && link::is_at_home(&self.shared.tun) {
+            let added = self.shared.tun.another_queue().and_then(|queue| self.shared.start_worker(queue));
+            match added {
+                Ok(()) => tracing::debug!(workers = workers.count(), "the interface is busy: one more worker"),
+                Err(error) => return tracing::debug!(%error, "no further worker"),
+            }
+            let settings = self.shared.settings.lock();
+            let mut pairs = self.shared.sockets.all();
+            if !pairs.is_empty() {
+                self.add_pairs(&mut pairs);
+                self.shared.sockets.publish(pairs);
+            }
+            drop(settings);
+            self.shared.workers.wake_all();
+        }
     }
 
     /// A full table arriving from a routing daemon is one change a second, not thousands.

@@ -3,10 +3,11 @@
 
 use std::any::Any;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,7 +17,8 @@ use wg_core::{DEFAULT_MTU, Engine, EngineConfig, Instant};
 
 use crate::cmsg::{self, EventFd};
 use crate::control::{self, Control, LogBudget, Request};
-use crate::tun::Tun;
+use crate::link;
+use crate::tun::{Tun, TunQueue};
 use crate::udp::UdpSockets;
 use crate::worker::Worker;
 
@@ -40,14 +42,23 @@ pub struct DeviceConfig {
     pub tun: TunSource,
     /// MTU of a made interface in bytes.
     pub mtu: u16,
+    /// Threads that move packets. `None` begins with one and adds more, up to one per processor, while the ones there are
+    /// are busy and several peers have a session. An open descriptor always has one.
+    pub workers: Option<NonZeroUsize>,
+    /// Whether workers run before all threads that are scheduled fairly, for at most four fifths of the time, so that
+    /// bursts of packets wait less. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; without, it has no effect.
+    pub realtime: bool,
 }
 
 impl DeviceConfig {
     /// An interface that is made, with the usual MTU of 1420.
     pub fn new(name: impl Into<String>) -> Self {
-        DeviceConfig { name: name.into(), tun: TunSource::Create, mtu: DEFAULT_MTU }
+        DeviceConfig { name: name.into(), tun: TunSource::Create, mtu: DEFAULT_MTU, workers: None, realtime: false }
     }
 }
+
+/// Threads that move packets, at most.
+const MAX_WORKERS: usize = 16;
 
 /// Why a device could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -137,20 +148,21 @@ pub enum DeviceExit {
 pub struct Device {
     shared: Arc<Shared>,
     name: String,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// What the threads of a device share.
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) tun: Tun,
+    pub(crate) is_realtime: bool,
     pub(crate) sockets: Published,
     pub(crate) settings: Mutex<Settings>,
     pub(crate) requests: Mutex<Vec<Request>>,
-    pub(crate) worker_wake: EventFd,
+    pub(crate) workers: Workers,
     pub(crate) control_wake: EventFd,
     pub(crate) is_stopping: AtomicBool,
-    /// The worker can no longer read from the TUN device.
+    pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A worker can no longer read from the TUN device.
     pub(crate) tun_ended: AtomicBool,
     pub(crate) is_up: AtomicBool,
     pub(crate) mtu: AtomicU16,
@@ -168,7 +180,83 @@ pub(crate) struct Settings {
     pub(crate) mark: u32,
 }
 
+/// The worker threads there are, and how to wake them.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    /// One for each worker there may ever be.
+    wakes: Vec<EventFd>,
+    count: AtomicUsize,
+    /// One of them has hardly a moment to spare.
+    pub(crate) is_busy: AtomicBool,
+}
+
+impl Workers {
+    fn new(limit: usize) -> io::Result<Workers> {
+        let wakes = (0..limit).map(|_| EventFd::new()).collect::<io::Result<_>>()?;
+        Ok(Workers { wakes, count: AtomicUsize::new(0), is_busy: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.wakes.len()
+    }
+
+    pub(crate) fn wake_fd(&self, worker: usize) -> &EventFd {
+        &self.wakes[worker]
+    }
+
+    /// Wakes the one that meets deadlines.
+    pub(crate) fn wake_first(&self) {
+        self.wakes[0].notify();
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.wakes[..self.count()].iter().for_each(EventFd::notify);
+    }
+}
+
 impl Shared {
+    /// Starts a thread of the device. What ends it before its time ends the device.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        thread: String,
+        run: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        let guarded = move || {
+            let result = panic::catch_unwind(AssertUnwindSafe(run));
+            let reason = match result {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(payload) => panic_reason(&*payload),
+            };
+            let thread = thread::current().name().unwrap_or_default().to_owned();
+            tracing::error!(thread, reason, "a thread of the interface has ended");
+            shared.end(DeviceExit::Failed(format!("{thread}: {reason}")));
+        };
+        // The kernel shows 15 bytes of a thread's name.
+        let thread = thread::Builder::new().name(thread).spawn(guarded)?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Starts one more worker on a queue of its own. To be called from the control thread, or before it is there.
+    pub(crate) fn start_worker(self: &Arc<Self>, queue: TunQueue) -> io::Result<()> {
+        let index = self.workers.count();
+        let mut worker = Worker::new(Arc::clone(self), index, queue)?;
+        let name = self.tun.name()?;
+        let thread = if index == 0 { format!("wgd-{name}") } else { format!("wgd{index}-{name}") };
+        self.workers.count.store(index + 1, Ordering::Release);
+        let started = self.spawn(thread, move || worker.run());
+        if started.is_err() {
+            self.workers.count.store(index, Ordering::Release);
+        }
+        started
+    }
+
     /// The device has ended by itself; the first reason counts.
     pub(crate) fn end(&self, reason: DeviceExit) {
         self.exit_reason.lock().get_or_insert(reason);
@@ -176,53 +264,90 @@ impl Shared {
     }
 }
 
-/// The sockets in use, swapped whole. Whoever sends keeps its own reference, so that nothing is locked meanwhile.
+/// The sockets in use, a pair for each worker, swapped whole. Whoever sends keeps its own reference, so that nothing is
+/// locked meanwhile.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
     version: AtomicU64,
-    sockets: RwLock<Option<Arc<UdpSockets>>>,
+    sockets: RwLock<Vec<Arc<UdpSockets>>>,
 }
 
 impl Published {
-    /// Returns the sockets that are no longer in use.
-    pub(crate) fn publish(&self, sockets: Option<Arc<UdpSockets>>) -> Option<Arc<UdpSockets>> {
+    /// Returns the sockets that were in use.
+    pub(crate) fn publish(&self, sockets: Vec<Arc<UdpSockets>>) -> Vec<Arc<UdpSockets>> {
         let mut current = self.sockets.write();
         let old = std::mem::replace(&mut *current, sockets);
         self.version.fetch_add(1, Ordering::Release);
         old
     }
 
-    pub(crate) fn current(&self) -> Option<Arc<UdpSockets>> {
+    /// All sockets; none while nothing is bound.
+    pub(crate) fn all(&self) -> Vec<Arc<UdpSockets>> {
         self.sockets.read().clone()
     }
 
-    /// The sockets and their version, if it is not `known`.
-    pub(crate) fn newer_than(&self, known: u64) -> (u64, Option<Arc<UdpSockets>>) {
+    /// The first pair, which is there if any is.
+    pub(crate) fn first(&self) -> Option<Arc<UdpSockets>> {
+        self.sockets.read().first().cloned()
+    }
+
+    /// The version, and the sockets of a worker if it is not `known`. One for which no pair could be bound sends from
+    /// the first one's and receives nothing.
+    pub(crate) fn newer_than(&self, known: u64, worker: usize) -> (u64, Option<WorkerSockets>) {
         if self.version.load(Ordering::Acquire) == known {
             return (known, None);
         }
         let current = self.sockets.read();
-        (self.version.load(Ordering::Acquire), current.clone())
+        let own = current.get(worker).map(|sockets| WorkerSockets { sockets: Arc::clone(sockets), receives: true });
+        let first = || current.first().map(|sockets| WorkerSockets { sockets: Arc::clone(sockets), receives: false });
+        (self.version.load(Ordering::Acquire), own.or_else(first))
     }
+}
+
+/// The sockets that a worker uses.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerSockets {
+    pub(crate) sockets: Arc<UdpSockets>,
+    pub(crate) receives: bool,
 }
 
 impl Device {
     /// Opens the TUN device and starts its threads.
     pub fn open(config: DeviceConfig) -> Result<Device, DeviceError> {
-        let DeviceConfig { name, tun, mtu } = config;
-        let tun = match tun {
+        let DeviceConfig { name, tun, mtu, workers, realtime } = config;
+        let limit = workers.or(thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(MAX_WORKERS);
+        let (tun, limit) = match tun {
             TunSource::Create if !is_link_name(&name) => return Err(DeviceError::BadName { name }),
-            TunSource::Create => Tun::create(&name, mtu).map_err(|error| creation_error(&name, error))?,
+            TunSource::Create => {
+                (Tun::create(&name, mtu, limit > 1).map_err(|error| creation_error(&name, error))?, limit)
+            }
             TunSource::Fd(fd) => match Tun::adopt(fd) {
-                Ok(tun) => tun,
+                Ok(tun) => (tun, 1),
                 Err(source) => return Err(DeviceError::BadDescriptor { name, source }),
             },
         };
         let actual = tun.name().map_err(host_error(&name, "the name of the TUN device cannot be read"))?;
-        Device::start(tun, &actual, mtu).map_err(|(action, source)| DeviceError::Host { name: actual, action, source })
+        let wanted = if workers.is_some() { limit } else { 1 };
+        Device::start(tun, &actual, mtu, wanted, limit, realtime).map_err(|(action, source)| DeviceError::Host {
+            name: actual,
+            action,
+            source,
+        })
     }
 
-    fn start(tun: Tun, name: &str, mtu: u16) -> Result<Device, (&'static str, io::Error)> {
+    fn start(
+        tun: Tun,
+        name: &str,
+        mtu: u16,
+        workers: usize,
+        most_workers: usize,
+        is_realtime: bool,
+    ) -> Result<Device, (&'static str, io::Error)> {
+        if tun.is_made_here()
+            && let Err(error) = link::remove_queueing(name)
+        {
+            tracing::debug!(%error, "the link keeps its queueing discipline");
+        }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| ("no randomness", io::Error::other(error.to_string())))?;
         let mut config = EngineConfig::new(seed);
@@ -234,12 +359,14 @@ impl Device {
         let shared = Arc::new(Shared {
             engine,
             tun,
+            is_realtime,
             sockets: Published::default(),
             settings: Mutex::default(),
             requests: Mutex::default(),
-            worker_wake: event()?,
+            workers: Workers::new(most_workers).map_err(|error| ("no event descriptor", error))?,
             control_wake: event()?,
             is_stopping: AtomicBool::new(false),
+            threads: Mutex::default(),
             tun_ended: AtomicBool::new(false),
             is_up: AtomicBool::new(false),
             mtu: AtomicU16::new(mtu),
@@ -248,29 +375,16 @@ impl Device {
             exit: event()?,
             exit_reason: Mutex::default(),
         });
-        let mut worker = Worker::new(Arc::clone(&shared)).map_err(|error| ("cannot wait for packets", error))?;
         let mut control = Control::new(Arc::clone(&shared), name).map_err(|error| ("cannot watch the link", error))?;
-        let mut device = Device { shared, name: name.to_owned(), threads: Vec::new() };
-        let mut spawn = |what: &str, run: Box<dyn FnOnce() -> io::Result<()> + Send>| {
-            let shared = Arc::clone(&device.shared);
-            let guarded = move || {
-                let result = panic::catch_unwind(AssertUnwindSafe(run));
-                let reason = match result {
-                    Ok(Ok(())) => return,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(payload) => panic_reason(&*payload),
-                };
-                let thread = thread::current().name().unwrap_or_default().to_owned();
-                tracing::error!(thread, reason, "a thread of the interface has ended");
-                shared.end(DeviceExit::Failed(format!("{thread}: {reason}")));
-            };
-            // The kernel shows 15 bytes of a thread's name.
-            let thread = thread::Builder::new().name(format!("{what}-{name}")).spawn(guarded);
-            device.threads.push(thread.map_err(|error| ("cannot start a thread", error))?);
-            Ok(())
-        };
-        spawn("wgd", Box::new(move || worker.run()))?;
-        spawn("wgc", Box::new(move || control.run()))?;
+        // From here on, dropping the device ends its threads.
+        let device = Device { shared: Arc::clone(&shared), name: name.to_owned() };
+        let queue = shared.tun.first_queue().map_err(|error| ("the TUN device cannot be used", error))?;
+        shared.start_worker(queue).map_err(|error| ("cannot start a worker", error))?;
+        for _ in 1..workers {
+            let queue = shared.tun.another_queue().map_err(|error| ("no further queue of the TUN device", error))?;
+            shared.start_worker(queue).map_err(|error| ("cannot start a worker", error))?;
+        }
+        shared.spawn(format!("wgc-{name}"), move || control.run()).map_err(|error| ("cannot start a thread", error))?;
         Ok(device)
     }
 
@@ -288,7 +402,7 @@ impl Device {
     pub fn configure<R>(&self, change: impl FnOnce(&Engine, Instant) -> R) -> R {
         let result = change(&self.shared.engine, Device::now());
         self.shared.control_wake.notify();
-        self.shared.worker_wake.notify();
+        self.shared.workers.wake_all();
         result
     }
 
@@ -311,7 +425,7 @@ impl Device {
 
     /// The port it listens on, or will once the link is up; 0 if that is still to be drawn.
     pub fn listen_port(&self) -> u16 {
-        match self.shared.sockets.current() {
+        match self.shared.sockets.first() {
             Some(sockets) => sockets.port(),
             None => self.shared.settings.lock().port,
         }
@@ -321,9 +435,7 @@ impl Device {
     pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
         {
             let mut settings = self.shared.settings.lock();
-            if let Some(sockets) = self.shared.sockets.current() {
-                sockets.set_mark(mark)?;
-            }
+            self.shared.sockets.all().iter().try_for_each(|sockets| sockets.set_mark(mark))?;
             settings.mark = mark;
         }
         self.shared.engine.forget_sources();
@@ -365,9 +477,11 @@ impl Drop for Device {
     /// Ends the threads, then closes the sockets and the TUN device; a made link vanishes.
     fn drop(&mut self) {
         self.shared.is_stopping.store(true, Ordering::Release);
-        self.shared.worker_wake.notify();
+        self.shared.workers.wakes.iter().for_each(EventFd::notify);
         self.shared.control_wake.notify();
-        for thread in self.threads.drain(..) {
+        // The control thread may be starting a worker.
+        loop {
+            let Some(thread) = self.shared.threads.lock().pop() else { break };
             // Panics were caught and reported.
             let _ = thread.join();
         }

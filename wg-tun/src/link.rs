@@ -209,6 +209,32 @@ impl RouteQuery {
     }
 }
 
+/// Takes the queueing discipline from the link `name` in the calling thread's network namespace.
+///
+/// A TUN device never tells it to wait, so that it only costs time; and one with many queues would be given a discipline
+/// for each of 256 it may have.
+pub(crate) fn remove_queueing(name: &str) -> io::Result<()> {
+    let index = cmsg::link_state(name)?.index;
+    let mut request = Request::new(libc::RTM_NEWQDISC, DISCIPLINE_INFO_LEN);
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+    request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    request.bytes[HEADER_LEN + 4..HEADER_LEN + 8].copy_from_slice(&index.to_ne_bytes());
+    request.bytes[HEADER_LEN + 12..HEADER_LEN + 16].copy_from_slice(&TC_H_ROOT.to_ne_bytes());
+    request.put(TCA_KIND, b"noqueue\0");
+    let socket = cmsg::netlink_socket(0)?;
+    let answer = ask(&socket, request, libc::NLMSG_ERROR as u16);
+    match answer.as_deref().and_then(<[u8]>::first_chunk).map(|code| i32::from_ne_bytes(*code)) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Whether the link of `tun` is in the calling thread's network namespace, and may be known to be.
+pub(crate) fn is_at_home(tun: &Tun) -> bool {
+    tun.namespace().is_ok_and(|namespace| is_ours(&namespace))
+}
+
 /// The state of the link of `tun` in a network namespace that may not be entered. Needs CAP_NET_ADMIN here and there.
 pub(crate) fn state_elsewhere(tun: &Tun) -> Option<LinkState> {
     let (namespace, name) = (tun.namespace().ok()?, tun.name().ok()?);
@@ -312,6 +338,11 @@ impl Request {
 
 /// How often one asks for lost news: the answer may be lost in a flood too.
 const ASK_AT_MOST: usize = 4;
+/// Length of `struct tcmsg`.
+const DISCIPLINE_INFO_LEN: usize = 20;
+/// `linux/pkt_sched.h`, `linux/rtnetlink.h`; libc does not name them for every target.
+const TC_H_ROOT: u32 = 0xffff_ffff;
+const TCA_KIND: u16 = 1;
 /// Length of `struct rtmsg`.
 const ROUTE_INFO_LEN: usize = 12;
 /// Length of `struct rtgenmsg`, padded.

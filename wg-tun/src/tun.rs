@@ -27,6 +27,30 @@ enum Handle {
     Adopted(OwnedFd),
 }
 
+/// One more queue of a device: some of the flows, in both directions.
+#[derive(Debug)]
+pub(crate) struct TunQueue(OwnedFd);
+
+impl TunQueue {
+    /// Reads one frame; `WouldBlock` if there is none.
+    #[inline]
+    pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        cmsg::read(self.0.as_fd(), frame)
+    }
+
+    /// Writes one frame; what its flow sends the other way comes to this queue from then on.
+    #[inline]
+    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<usize> {
+        cmsg::write(self.0.as_fd(), frame)
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// What a bare descriptor tells about its link. Found by experiment: a TUN descriptor can be written to exactly while
 /// its link is up, in whatever namespace that is, and is in error once the link is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +63,20 @@ pub(crate) enum Probe {
 impl Tun {
     /// Makes a device in the calling thread's network namespace; it vanishes with the value. `%d` in `name` becomes the
     /// first free number.
-    pub(crate) fn create(name: &str, mtu: u16) -> io::Result<Tun> {
+    ///
+    /// With `many_queues` it can have more than one. Asked for a queue of a device that has many, the kernel gives it to
+    /// anybody; asked for the only one of a device that is there, it refuses if that is in use.
+    pub(crate) fn create(name: &str, mtu: u16, many_queues: bool) -> io::Result<Tun> {
+        let is_there = cmsg::link_state(name).is_ok();
+        let builder = DeviceBuilder::new().name(name).mtu(mtu).offload(true).multi_queue(many_queues && !is_there);
         // The device stays down: whoever configures it brings it up.
-        let device = DeviceBuilder::new().name(name).mtu(mtu).inherit_enable_state().offload(true).build_sync()?;
+        let device = match builder.inherit_enable_state().build_sync() {
+            // Said of what is no TUN device, or has many queues. By now it may be gone.
+            Err(error) if is_there && error.raw_os_error() == Some(libc::EINVAL) => {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+            made => made?,
+        };
         device.set_nonblocking(true)?;
         ask_for_no_address(&cmsg::tun_flags(device.as_fd())?.name);
         let takes_udp = device.udp_gso();
@@ -99,22 +134,17 @@ impl Tun {
         }
     }
 
-    /// Reads one frame; `WouldBlock` if there is none.
-    #[inline]
-    pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
-        match &self.handle {
-            Handle::Made(device) => device.recv(frame),
-            Handle::Adopted(fd) => cmsg::read(fd.as_fd(), frame),
-        }
+    /// The queue that it begins with.
+    pub(crate) fn first_queue(&self) -> io::Result<TunQueue> {
+        self.as_fd().try_clone_to_owned().map(TunQueue)
     }
 
-    /// Writes one frame.
-    #[inline]
-    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<usize> {
-        match &self.handle {
-            Handle::Made(device) => device.send(frame),
-            Handle::Adopted(fd) => cmsg::write(fd.as_fd(), frame),
+    /// Opens one more queue. Its link must be in the calling thread's network namespace.
+    pub(crate) fn another_queue(&self) -> io::Result<TunQueue> {
+        if !cmsg::tun_flags(self.as_fd())?.has_many_queues {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the device was made for a single queue"));
         }
+        cmsg::open_tun_queue(self.as_fd()).map(TunQueue)
     }
 
     /// Asks the descriptor about its link.

@@ -69,7 +69,7 @@ impl UdpSockets {
     }
 
     fn bind_once(port: u16, mark: u32) -> io::Result<UdpSockets> {
-        let v4 = match bind_family(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into(), mark) {
+        let v4 = match bind_family(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into(), mark, false) {
             Err(error) if is_family_missing(&error) => None,
             result => Some(result?),
         };
@@ -77,7 +77,7 @@ impl UdpSockets {
             Some(socket) => port_of(socket)?,
             None => port,
         };
-        let v6 = match bind_family(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, bound).into(), mark) {
+        let v6 = match bind_family(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, bound).into(), mark, false) {
             Err(error) if is_family_missing(&error) && v4.is_some() => {
                 tracing::info!(port = bound, "this host has no IPv6: IPv4 only");
                 None
@@ -93,6 +93,20 @@ impl UdpSockets {
             tracing::debug!("the kernel does not know trains: datagrams are sent one by one");
         }
         Ok(UdpSockets { v4, v6, port, takes_trains, mark: AtomicU32::new(mark) })
+    }
+
+    /// Sockets on the same port as these, in the same families: the kernel gives each pair of them a part of the flows,
+    /// by remote address and port.
+    ///
+    /// The first ones are bound without sharing, so that a port that somebody else has is noticed. From now on another
+    /// program of the same user that wants to share the port could.
+    pub(crate) fn another(&self) -> io::Result<UdpSockets> {
+        self.all().try_for_each(|socket| socket.set_reuse_port(true))?;
+        let mark = self.mark();
+        let bind = |domain, address: SocketAddr| bind_family(domain, address, mark, true);
+        let v4 = self.v4.as_ref().map(|_| bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, self.port).into())).transpose()?;
+        let v6 = self.v6.as_ref().map(|_| bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, self.port).into())).transpose()?;
+        Ok(UdpSockets { v4, v6, port: self.port, mark: AtomicU32::new(mark), takes_trains: self.takes_trains })
     }
 
     /// The port both families have.
@@ -152,7 +166,7 @@ impl Family {
     }
 }
 
-fn bind_family(domain: Domain, address: SocketAddr, mark: u32) -> io::Result<Socket> {
+fn bind_family(domain: Domain, address: SocketAddr, mark: u32, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
@@ -162,6 +176,9 @@ fn bind_family(domain: Domain, address: SocketAddr, mark: u32) -> io::Result<Soc
     }
     set_buffers(&socket);
     set_ancillary(&socket, domain)?;
+    if is_shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -20,32 +20,112 @@ use std::time::Duration;
 use wg_core::{BatchReport, DropReason, Instant};
 
 use crate::batch::{OutBatch, ReceiveBatch, SendReport};
-use crate::cmsg::{self, Epoll, Ready};
+use crate::cmsg::{self, Epoll, Ready, Scheduling, Timer};
 use crate::control;
-use crate::device::Shared;
+use crate::device::{Shared, WorkerSockets};
 use crate::offload::{CoalesceBatch, SplitBatch, VirtioHeader, for_each_packet};
-use crate::tun::Tun;
+use crate::tun::TunQueue;
 use crate::udp::UdpSockets;
 
 const WAKE: u64 = 0;
-const TUN: u64 = 1;
+const TIMER: u64 = 1;
+const TUN: u64 = 2;
 /// The first socket; the others follow.
-const UDP: u64 = 2;
+const UDP: u64 = 3;
 
 /// Rounds before the wake descriptor and the deadlines are looked at again although there is more to do.
 const MAX_ROUNDS: usize = 8;
 /// How often the engine is told the wall clock while packets pass.
 const WALL_CLOCK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often a worker looks how busy it is, and which share of the time is busy.
+const LOOK_AT_LOAD_EVERY: Duration = Duration::from_millis(500);
+const BUSY: f64 = 0.8;
+
+/// How much of every so long a worker may run in real time, and how much work in the one before makes it do so.
+const BOOST_WINDOW: Duration = Duration::from_millis(20);
+const BOOST_BUDGET: Duration = Duration::from_millis(16);
+const BOOST_FROM: Duration = Duration::from_millis(1);
+
 /// The state of one worker thread.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    /// 0 is the one that meets deadlines.
+    index: usize,
+    queue: TunQueue,
     epoll: Epoll,
-    sockets: Option<Arc<UdpSockets>>,
+    timer: Timer,
+    /// When the timer rings.
+    timer_at: Option<Instant>,
+    sockets: Option<WorkerSockets>,
     sockets_version: u64,
     outbound: Outbound,
     inbound: Inbound,
     wall_clock_at: Option<Instant>,
+    load: Load,
+    boost: Boost,
+}
+
+/// How much of the time the thread had nothing to do. Time in which it had to wait for a processor is not among it.
+#[derive(Debug)]
+struct Load {
+    since: Instant,
+    asleep: Duration,
+}
+
+impl Load {
+    /// Whether there was hardly a moment without work lately. Asked often, it answers with yes once every half second.
+    fn is_busy(&mut self, now: Instant) -> bool {
+        let passed = now.since(self.since);
+        if passed < LOOK_AT_LOAD_EVERY {
+            return false;
+        }
+        let is_busy = self.asleep < passed.mul_f64(1.0 - BUSY);
+        *self = Load { since: now, asleep: Duration::ZERO };
+        is_busy
+    }
+}
+
+/// Real-time scheduling under load, within a budget.
+///
+/// A thread that is scheduled fairly waits, when it wakes up, until those that run have had their turn: a millisecond or
+/// four, in which bulk senders put megabytes in front of it. So a worker with work to do runs before such threads, but for
+/// no more than a share of the time: whoever needs this processor too is never kept from it for longer than
+/// [`BOOST_WINDOW`]. One that is mostly idle needs no help, and is woken sooner without it.
+#[derive(Debug)]
+struct Boost {
+    is_possible: bool,
+    is_on: bool,
+    /// When the window began.
+    window: Instant,
+    used: Duration,
+    was_loaded: bool,
+}
+
+impl Boost {
+    fn new(is_wanted: bool) -> Boost {
+        Boost { is_possible: is_wanted, is_on: false, window: Instant::EPOCH, used: Duration::ZERO, was_loaded: false }
+    }
+
+    /// Tells that the thread has worked for so long since it was last told. Returns how it is to be scheduled, if that
+    /// changes.
+    fn spend(&mut self, worked: Duration, now: Instant) -> Option<Scheduling> {
+        if !self.is_possible {
+            return None;
+        }
+        self.used += worked;
+        let passed = now.since(self.window);
+        if passed >= BOOST_WINDOW {
+            self.was_loaded = passed < 2 * BOOST_WINDOW && self.used >= BOOST_FROM;
+            (self.window, self.used) = (now, Duration::ZERO);
+        }
+        let is_on = self.was_loaded && self.used < BOOST_BUDGET;
+        if is_on == self.is_on {
+            return None;
+        }
+        self.is_on = is_on;
+        Some(if is_on { Scheduling::Realtime } else { Scheduling::Fair })
+    }
 }
 
 /// From the TUN device to the network.
@@ -71,15 +151,23 @@ enum Pumped {
 }
 
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Worker> {
+    /// To be run on a thread of its own, with a queue of its own.
+    pub(crate) fn new(shared: Arc<Shared>, index: usize, queue: TunQueue) -> io::Result<Worker> {
         let epoll = Epoll::new()?;
-        epoll.add(shared.worker_wake.as_fd(), WAKE)?;
-        epoll.add(shared.tun.as_fd(), TUN)?;
+        epoll.add(shared.workers.wake_fd(index).as_fd(), WAKE)?;
+        epoll.add(queue.as_fd(), TUN)?;
+        let timer = Timer::new()?;
+        epoll.add(timer.as_fd(), TIMER)?;
         let header_len = shared.tun.header_len();
         let joined_kinds = shared.tun.joined_kinds();
+        let boost = Boost::new(shared.is_realtime);
         Ok(Worker {
             shared,
+            index,
+            queue,
             epoll,
+            timer,
+            timer_at: None,
             sockets: None,
             sockets_version: 0,
             outbound: Outbound { packets: SplitBatch::new(header_len), out: OutBatch::new() },
@@ -89,6 +177,8 @@ impl Worker {
                 out: OutBatch::new(),
             },
             wall_clock_at: None,
+            load: Load { since: cmsg::boot_clock(), asleep: Duration::ZERO },
+            boost,
         })
     }
 
@@ -97,30 +187,48 @@ impl Worker {
         let mut ready = [Ready::default(); 8];
         // Bit n: token n is ready.
         let mut pending = 0_u64;
+        let mut woken = cmsg::boot_clock();
         while !self.shared.is_stopping.load(Ordering::Acquire) {
-            let timeout = if pending == 0 { self.time_to_deadline() } else { Some(Duration::ZERO) };
+            self.set_timer()?;
+            let timeout = (pending != 0).then_some(Duration::ZERO);
+            let before = cmsg::boot_clock();
+            self.schedule(before.since(woken), before);
             let ready = self.epoll.wait(&mut ready, timeout)?;
+            let now = cmsg::boot_clock();
+            woken = now;
+            self.load.asleep += now.since(before);
             // Sockets that were there before a packet came are used for it.
             if self.take_sockets()? {
                 pending &= 1 << TUN;
             }
             for event in ready {
                 match event.token {
-                    WAKE => self.shared.worker_wake.drain(),
+                    TIMER => {
+                        self.timer.drain();
+                        self.timer_at = None;
+                    }
+                    WAKE => self.shared.workers.wake_fd(self.index).drain(),
                     TUN if event.is_error => self.end_tun(),
                     token => pending |= 1 << token,
                 }
             }
-            let now = cmsg::boot_clock();
             self.tell_wall_clock(now);
             let mut report = BatchReport::default();
             for _ in 0..MAX_ROUNDS {
                 if pending == 0 {
                     break;
                 }
-                pending = self.round(pending, &mut report, now);
+                pending = self.round(pending, &mut report, cmsg::boot_clock());
             }
-            self.meet_deadlines(&mut report, now);
+            if self.index == 0 {
+                self.meet_deadlines(&mut report, now);
+            } else if report.deadline_moved {
+                self.shared.workers.wake_first();
+            }
+            if self.shared.workers.limit() > 1 && self.load.is_busy(now) {
+                self.shared.workers.is_busy.store(true, Ordering::Release);
+                self.shared.control_wake.notify();
+            }
             if report.handshakes_waiting {
                 self.shared.control_wake.notify();
             }
@@ -132,18 +240,18 @@ impl Worker {
     /// One turn for everything that is ready. Returns what has more.
     fn round(&mut self, pending: u64, report: &mut BatchReport, now: Instant) -> u64 {
         let mut more = 0;
-        let sockets = self.sockets.as_deref();
+        let sockets = self.sockets.as_ref().map(|own| &*own.sockets);
         if pending & (1 << TUN) != 0 {
-            match pump_tun(&self.shared, sockets, &mut self.outbound, report, now) {
+            match pump_tun(&self.shared, &self.queue, sockets, &mut self.outbound, report, now) {
                 Pumped::Dry => {}
                 Pumped::More => more |= 1 << TUN,
                 Pumped::Ended => self.end_tun(),
             }
         }
-        let Some(sockets) = self.sockets.as_deref() else { return more };
+        let Some(WorkerSockets { sockets, receives: true }) = &self.sockets else { return more };
         for (token, socket) in (UDP..).zip(sockets.fds()) {
             if pending & (1 << token) != 0
-                && pump_udp(&self.shared, sockets, socket, &mut self.inbound, report, now) == Pumped::More
+                && pump_udp(&self.shared, &self.queue, sockets, socket, &mut self.inbound, report, now) == Pumped::More
             {
                 more |= 1 << token;
             }
@@ -156,16 +264,35 @@ impl Worker {
         while engine.poll_timeout().is_some_and(|at| at <= now) {
             let due = engine.handle_timeout(&mut self.outbound.out, now);
             merge(report, due);
-            flush(&self.shared, &mut self.outbound.out, self.sockets.as_deref(), now);
+            let sockets = self.sockets.as_ref().map(|own| &*own.sockets);
+            flush(&self.shared, &mut self.outbound.out, sockets, now);
             if due.taken == 0 {
                 break;
             }
         }
     }
 
-    fn time_to_deadline(&self) -> Option<Duration> {
-        let at = self.shared.engine.poll_timeout()?;
-        Some(at.since(cmsg::boot_clock()))
+    /// Sets the timer if a deadline is earlier; a later one is found out when it rings. So no timer is touched while
+    /// packets pass.
+    fn set_timer(&mut self) -> io::Result<()> {
+        if self.index != 0 {
+            return Ok(());
+        }
+        let Some(at) = self.shared.engine.poll_timeout() else { return Ok(()) };
+        if self.timer_at.is_none_or(|set| at < set) {
+            self.timer.set(at)?;
+            self.timer_at = Some(at);
+        }
+        Ok(())
+    }
+
+    fn schedule(&mut self, worked: Duration, now: Instant) {
+        if let Some(scheduling) = self.boost.spend(worked, now)
+            && let Err(error) = cmsg::set_scheduling(scheduling)
+        {
+            tracing::debug!(%error, ?scheduling, "the worker is scheduled like everybody else");
+            self.boost.is_possible = false;
+        }
     }
 
     fn tell_wall_clock(&mut self, now: Instant) {
@@ -178,31 +305,36 @@ impl Worker {
     /// Takes over new sockets, if there are any; the old ones close when nobody uses them any more. Returns whether
     /// there were.
     fn take_sockets(&mut self) -> io::Result<bool> {
-        let (version, sockets) = self.shared.sockets.newer_than(self.sockets_version);
+        let (version, sockets) = self.shared.sockets.newer_than(self.sockets_version, self.index);
         if version == self.sockets_version {
             return Ok(false);
         }
-        for fd in self.sockets.iter().flat_map(|sockets| sockets.fds()) {
+        for fd in received_from(&self.sockets) {
             self.epoll.remove(fd);
         }
         self.sockets = sockets;
         self.sockets_version = version;
-        let fds = self.sockets.iter().flat_map(|sockets| sockets.fds());
-        (UDP..).zip(fds).try_for_each(|(token, fd)| self.epoll.add(fd, token))?;
+        (UDP..).zip(received_from(&self.sockets)).try_for_each(|(token, fd)| self.epoll.add(fd, token))?;
         Ok(true)
     }
 
     /// The control thread finds out what happened to the device; here it would only be ready for ever.
     fn end_tun(&self) {
-        self.epoll.remove(self.shared.tun.as_fd());
+        self.epoll.remove(self.queue.as_fd());
         self.shared.tun_ended.store(true, Ordering::Release);
         self.shared.control_wake.notify();
     }
 }
 
+/// The sockets to receive from, if any.
+fn received_from(sockets: &Option<WorkerSockets>) -> impl Iterator<Item = BorrowedFd<'_>> {
+    sockets.iter().filter(|own| own.receives).flat_map(|own| own.sockets.fds())
+}
+
 /// Reads one batch from the TUN device and sends what becomes of it.
 fn pump_tun(
     shared: &Shared,
+    queue: &TunQueue,
     sockets: Option<&UdpSockets>,
     outbound: &mut Outbound,
     report: &mut BatchReport,
@@ -210,13 +342,13 @@ fn pump_tun(
 ) -> Pumped {
     let Outbound { packets, out } = outbound;
     packets.clear();
-    let pumped = read_frames(&shared.tun, packets);
+    let pumped = read_frames(queue, packets);
     while !packets.is_empty() {
         let batch = shared.engine.handle_packets(packets, out, now);
         merge(report, batch);
         flush(shared, out, sockets, now);
         if batch.dropped > 0 {
-            answer_refused(shared);
+            answer_refused(shared, queue);
         }
         if packets.is_exhausted() {
             break;
@@ -230,19 +362,19 @@ fn pump_tun(
 }
 
 /// Tells local senders which packets could go nowhere.
-fn answer_refused(shared: &Shared) {
+fn answer_refused(shared: &Shared, queue: &TunQueue) {
     let header_len = shared.tun.header_len();
     while let Some(error) = shared.engine.poll_refusal() {
         let mut frame = vec![0; header_len];
         frame.extend_from_slice(&error);
         // The sender is none the wiser if the device does not take it.
-        let _ = write_frame(&shared.tun, &frame);
+        let _ = write_frame(queue, &frame);
     }
 }
 
-fn read_frames(tun: &Tun, packets: &mut SplitBatch) -> Pumped {
+fn read_frames(queue: &TunQueue, packets: &mut SplitBatch) -> Pumped {
     while let Some(space) = packets.space() {
-        match tun.read(space) {
+        match queue.read(space) {
             Ok(len) => packets.push(len),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINTR) => {}
@@ -257,6 +389,7 @@ fn read_frames(tun: &Tun, packets: &mut SplitBatch) -> Pumped {
 /// Receives one batch from a socket, writes the packets to the TUN device and sends what they set free.
 fn pump_udp(
     shared: &Shared,
+    queue: &TunQueue,
     sockets: &UdpSockets,
     socket: BorrowedFd<'_>,
     inbound: &mut Inbound,
@@ -272,22 +405,22 @@ fn pump_udp(
     if !datagrams.is_empty() {
         up.clear(now);
         merge(report, shared.engine.handle_datagrams(datagrams, up, out, now));
-        write_frames(shared, up, now);
+        write_frames(shared, queue, up, now);
         flush(shared, out, Some(sockets), now);
     }
     pumped
 }
 
-fn write_frames(shared: &Shared, up: &mut CoalesceBatch, now: Instant) {
+fn write_frames(shared: &Shared, queue: &TunQueue, up: &mut CoalesceBatch, now: Instant) {
     let header_len = shared.tun.header_len();
     let mut failed = 0;
     let mut refused = None;
     while let Some(frame) = up.next_frame(header_len) {
-        let Err(error) = write_frame(&shared.tun, frame.bytes) else { continue };
+        let Err(error) = write_frame(queue, frame.bytes) else { continue };
         match frame.joined {
             Some(kind) if error.raw_os_error() == Some(libc::EINVAL) => {
                 refused = Some(kind);
-                failed += write_singly(&shared.tun, &mut frame.bytes[header_len..], frame.header, header_len);
+                failed += write_singly(queue, &mut frame.bytes[header_len..], frame.header, header_len);
             }
             _ => failed += u64::from(frame.count),
         }
@@ -301,9 +434,9 @@ fn write_frames(shared: &Shared, up: &mut CoalesceBatch, now: Instant) {
     }
 }
 
-fn write_frame(tun: &Tun, frame: &[u8]) -> io::Result<()> {
+fn write_frame(queue: &TunQueue, frame: &[u8]) -> io::Result<()> {
     loop {
-        match tun.write(frame) {
+        match queue.write(frame) {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -312,14 +445,14 @@ fn write_frame(tun: &Tun, frame: &[u8]) -> io::Result<()> {
 }
 
 /// Writes the packets of a refused super-packet one by one. Returns how many were refused too.
-fn write_singly(tun: &Tun, packet: &mut [u8], header: VirtioHeader, header_len: usize) -> u64 {
+fn write_singly(queue: &TunQueue, packet: &mut [u8], header: VirtioHeader, header_len: usize) -> u64 {
     let mut failed = 0;
     let mut frame = Vec::new();
     for_each_packet(packet, header, |packet| {
         frame.clear();
         frame.resize(header_len, 0);
         frame.extend_from_slice(packet);
-        failed += u64::from(write_frame(tun, &frame).is_err());
+        failed += u64::from(write_frame(queue, &frame).is_err());
     });
     failed
 }
@@ -355,4 +488,44 @@ fn merge(total: &mut BatchReport, report: BatchReport) {
     total.dropped += report.dropped;
     total.handshakes_waiting |= report.handshakes_waiting;
     total.deadline_moved |= report.deadline_moved;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn at(milliseconds: u64) -> Instant {
+        Instant::EPOCH + Duration::from_secs(100) + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn a_loaded_worker_runs_in_real_time_for_no_more_than_its_budget_and_an_idle_one_never() {
+        let mut boost = Boost::new(true);
+        assert_eq!(boost.spend(Duration::ZERO, at(0)), None);
+        // Little work in this window and the next.
+        assert_eq!(boost.spend(MILLISECOND / 2, at(10)), None);
+        assert_eq!(boost.spend(MILLISECOND / 4, at(20)), None);
+        assert_eq!(boost.spend(5 * MILLISECOND, at(30)), None, "what this window has counts in the next");
+        assert_eq!(boost.spend(5 * MILLISECOND, at(40)), Some(Scheduling::Realtime));
+        assert_eq!(boost.spend(15 * MILLISECOND, at(55)), None);
+        assert_eq!(boost.spend(MILLISECOND, at(56)), Some(Scheduling::Fair));
+        assert_eq!(boost.spend(3 * MILLISECOND, at(59)), None, "the budget is one of the window");
+        assert_eq!(boost.spend(MILLISECOND, at(60)), Some(Scheduling::Realtime));
+        // It slept for longer than a window.
+        assert_eq!(boost.spend(MILLISECOND * 2, at(200)), Some(Scheduling::Fair));
+        assert_eq!(Boost::new(false).spend(10 * MILLISECOND, at(300)), None);
+    }
+
+    #[test]
+    fn a_worker_is_busy_that_hardly_sleeps() {
+        for (asleep, is_busy) in [(50, true), (150, false)] {
+            let mut load = Load { since: at(0), asleep: Duration::ZERO };
+            load.asleep += asleep * MILLISECOND;
+            assert!(!load.is_busy(at(499)), "too early to tell");
+            assert_eq!(load.is_busy(at(500)), is_busy, "asleep for {asleep} of 500 ms");
+            assert!(!load.is_busy(at(501)), "it answers once");
+        }
+    }
 }
