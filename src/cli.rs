@@ -1,6 +1,7 @@
 //! Owns the command line as types. Reads no environment: `dropin.rs` does, because a daemon's variables must not
 //! disturb `wgd genkey`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -67,19 +68,19 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FD", allow_negative_numbers = true)]
     pub uapi_fd: Option<i32>,
 
-    /// Keep every privilege; without this, all but net_admin and net_bind_service are given up [env: WG_SUDO=1]
+    /// Keep every privilege; without this, all but net_admin, net_bind_service and sys_nice are given up [env: WG_SUDO=1]
     #[arg(long)]
     pub disable_drop_privileges: bool,
 
-    /// Accepted for users of boringtun-cli; wgd chooses for itself [env: WG_THREADS]
+    /// Threads that move packets; without this, one, and more while it is busy with several peers [env: WG_THREADS]
     #[arg(short, long, value_name = "N")]
-    pub threads: Option<u16>,
+    pub threads: Option<NonZeroUsize>,
 
     /// Accepted for users of boringtun-cli; wgd does not connect its sockets
     #[arg(long)]
     pub disable_connected_udp: bool,
 
-    /// Accepted for users of boringtun-cli; wgd chooses for itself
+    /// Like --threads 1
     #[arg(long)]
     pub disable_multi_queue: bool,
 }
@@ -129,6 +130,8 @@ Environment:
   WG_LOG_LEVEL, WG_LOG_FILE, WG_LOG_FORMAT, WG_TUN_FD, WG_UAPI_FD, WG_THREADS
                            like the option of that name; an option wins over its variable
   WG_SUDO=1                like --disable-drop-privileges
+  WGD_NICE=N               priority of the daemon, -20 (most) to 19; -10 without this
+  WGD_REALTIME=0           threads that move packets never run before those of other programs
   WG_COLOR_MODE, WG_HIDE_KEYS, NO_COLOR
                            as wg knows them, for `wgd show`
 
@@ -198,7 +201,7 @@ mod tests {
             "wg0",
         ];
         let daemon = parse(&words).expect("valid").daemon;
-        assert_eq!((daemon.threads, daemon.uapi_fd, daemon.tun_fd), (Some(4), Some(-1), Some(7)));
+        assert_eq!((daemon.threads, daemon.uapi_fd, daemon.tun_fd), (NonZeroUsize::new(4), Some(-1), Some(7)));
         assert!(daemon.disable_drop_privileges && daemon.disable_connected_udp && daemon.disable_multi_queue);
     }
 

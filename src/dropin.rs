@@ -15,6 +15,7 @@ use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -30,7 +31,11 @@ use crate::control_socket::{self, ControlSocketEnd};
 use crate::descriptor;
 use crate::logging::{self, LogDestination, LogFormat};
 use crate::privileges;
-use crate::supervisor::{ControlSource, InstanceEnd, InstanceSpec, StartError, Supervisor};
+use crate::supervisor::{ControlSource, InstanceEnd, InstanceSpec, StartError, Supervisor, Threads};
+
+/// Priority of the daemon unless told otherwise: when all processors are busy, whatever sends and receives through the
+/// tunnel waits for it, as it would wait for the kernel.
+const USUAL_NICE: i32 = -10;
 
 /// Runs the daemon, or starts it in the background and waits until it is ready.
 pub fn run(args: DaemonArgs) -> ExitCode {
@@ -61,6 +66,9 @@ struct Settings {
     tun_fd: Option<RawFd>,
     uapi_fd: Option<RawFd>,
     privileges: Privileges,
+    threads: Threads,
+    /// Priority of the whole process.
+    nice: i32,
     /// Options of boringtun-cli that were given and have no meaning here.
     without_meaning: Vec<&'static str>,
 }
@@ -127,16 +135,24 @@ impl Settings {
         let keep =
             args.disable_drop_privileges || text("WG_SUDO").map_or(Ok(false), |value| switch("WG_SUDO", value))?;
 
-        if let Some(value) = text("WG_THREADS")
-            && value.parse::<u16>().is_err()
-        {
-            return Err(wrong("WG_THREADS", value, "a number of threads"));
-        }
-        let without_meaning = [
-            ("--threads", args.threads.is_some() || set("WG_THREADS").is_some()),
-            ("--disable-connected-udp", args.disable_connected_udp),
-            ("--disable-multi-queue", args.disable_multi_queue),
-        ];
+        let workers = match (args.threads, text("WG_THREADS")) {
+            (Some(count), _) => Some(count),
+            (None, Some(value)) => {
+                let count = value.parse().map_err(|_| wrong("WG_THREADS", value, "a number of threads from 1 on"))?;
+                Some(count)
+            }
+            (None, None) if args.disable_multi_queue => Some(NonZeroUsize::MIN),
+            (None, None) => None,
+        };
+        let realtime = text("WGD_REALTIME").map_or(Ok(true), |value| switch("WGD_REALTIME", value))?;
+        let nice = match text("WGD_NICE") {
+            Some(value) => {
+                let nice = value.parse().ok().filter(|nice| (-20..=19).contains(nice));
+                nice.ok_or_else(|| wrong("WGD_NICE", value, "a number from -20 (most preferred) to 19"))?
+            }
+            None => USUAL_NICE,
+        };
+        let without_meaning = [("--disable-connected-udp", args.disable_connected_udp)];
 
         let tun_fd = descriptor_number("WG_TUN_FD", args.tun_fd, text("WG_TUN_FD"))?;
         let uapi_fd = descriptor_number("WG_UAPI_FD", args.uapi_fd, text("WG_UAPI_FD"))?;
@@ -157,6 +173,8 @@ impl Settings {
             tun_fd,
             uapi_fd,
             privileges: if keep { Privileges::Keep } else { Privileges::Drop },
+            threads: Threads { workers, realtime },
+            nice,
             without_meaning: without_meaning
                 .into_iter()
                 .filter(|(_, given)| *given)
@@ -402,6 +420,10 @@ fn prepare(settings: &Settings) -> Result<tokio::runtime::Runtime, DaemonError> 
         let _ = rustix::process::setsid();
         let _ = rustix::process::chdir("/");
     }
+    // All threads inherit it. Without the privilege to be preferred it stays at what it is.
+    if let Err(error) = rustix::process::setpriority_process(None, settings.nice) {
+        tracing::debug!(%error, nice = settings.nice, "the process keeps its priority");
+    }
     match settings.privileges {
         Privileges::Drop => privileges::drop_unneeded().map_err(DaemonError::Privileges)?,
         Privileges::Keep => {
@@ -425,6 +447,7 @@ async fn live(settings: Settings, descriptors: Descriptors, starter: &mut Starte
             Some(fd) => ControlSource::Fd(fd, control_socket::DIRECTORY.into()),
             None => ControlSource::Create(control_socket::DIRECTORY.into()),
         },
+        threads: settings.threads,
     };
     let mut supervisor = Supervisor::new();
     supervisor.start(spec).await?;
@@ -619,9 +642,24 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_meaning_here_is_accepted_and_named_and_nonsense_in_it_is_not() {
-        assert_eq!(read(&[("WG_THREADS", "4")]).expect("valid").without_meaning, ["--threads"]);
-        assert!(read(&[("WG_THREADS", "many")]).is_err());
+    fn workers_and_priority_are_chosen_and_nonsense_in_them_is_named() {
+        let chosen = |variables: &[(&str, &str)]| read(variables).map(|settings| (settings.threads, settings.nice));
+        assert_eq!(chosen(&[]), Ok((Threads { workers: None, realtime: true }, USUAL_NICE)));
+        let variables = [("WG_THREADS", "4"), ("WGD_REALTIME", "no"), ("WGD_NICE", "5")];
+        assert_eq!(chosen(&variables), Ok((Threads { workers: NonZeroUsize::new(4), realtime: false }, 5)));
+        for (name, value) in [("WG_THREADS", "many"), ("WG_THREADS", "0"), ("WGD_NICE", "-21"), ("WGD_NICE", "low")] {
+            let error = chosen(&[(name, value)]).expect_err(value).to_string();
+            assert!(error.starts_with(&format!("{name}={value}: expected a number")), "{error}");
+        }
+        let single = Settings::read(DaemonArgs { disable_multi_queue: true, ..args() }, |_| None).expect("valid");
+        assert_eq!(single.threads.workers, Some(NonZeroUsize::MIN));
+    }
+
+    #[test]
+    fn what_has_no_meaning_here_is_accepted_and_named_and_nonsense_is_not() {
+        let given = DaemonArgs { disable_connected_udp: true, ..args() };
+        let settings = Settings::read(given, |_| None).expect("valid");
+        assert_eq!(settings.without_meaning, ["--disable-connected-udp"]);
         assert!(read(&[("WG_LOG_FORMAT", "xml")]).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Owns what the daemon may do after its start: configure networks and bind low ports, and nothing else of what root
-//! may. It stays the user it was, so that it can remove its socket.
+//! Owns what the daemon may do after its start: configure networks, bind low ports, schedule its threads, and nothing
+//! else of what root may. It stays the user it was, so that it can remove its socket.
 //!
 //! The order matters: capabilities belong to threads, so this runs before the first thread is started; the bounding set
 //! can only be lowered while `CAP_SETPCAP` is still effective, so it goes first.
@@ -9,12 +9,14 @@ use std::io;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-/// What is kept: `CAP_NET_ADMIN` for TUN devices, marks and large buffers, `CAP_NET_BIND_SERVICE` for ports below 1024.
-const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
+/// What is kept: `CAP_NET_ADMIN` for TUN devices, marks and large buffers, `CAP_NET_BIND_SERVICE` for ports below 1024,
+/// `CAP_SYS_NICE` for workers that run before other threads while they have work to do.
+const KEPT: CapabilitySet =
+    CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE).union(CapabilitySet::SYS_NICE);
 
 /// Gives up for good every privilege that is not needed. Call it before any thread is started.
 ///
-/// Works for any user: who has less keeps what they have of these two, and the log says what will not work.
+/// Works for any user: who has less keeps what they have of these, and the log says what will not work.
 ///
 /// # Errors
 /// If the kernel refuses to lower the capabilities, which it does not for a process that may change its own.
@@ -74,11 +76,14 @@ fn report_missing(kept: CapabilitySet) {
 }
 
 fn names(set: CapabilitySet) -> String {
-    let names: Vec<&str> =
-        [(CapabilitySet::NET_ADMIN, "net_admin"), (CapabilitySet::NET_BIND_SERVICE, "net_bind_service")]
-            .into_iter()
-            .filter(|&(capability, _)| set.contains(capability))
-            .map(|(_, name)| name)
-            .collect();
+    let names: Vec<&str> = [
+        (CapabilitySet::NET_ADMIN, "net_admin"),
+        (CapabilitySet::NET_BIND_SERVICE, "net_bind_service"),
+        (CapabilitySet::SYS_NICE, "sys_nice"),
+    ]
+    .into_iter()
+    .filter(|&(capability, _)| set.contains(capability))
+    .map(|(_, name)| name)
+    .collect();
     if names.is_empty() { "none".to_owned() } else { names.join(",") }
 }

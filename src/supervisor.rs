@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +31,17 @@ pub struct InstanceSpec {
     pub tun: TunSource,
     /// Where its control socket comes from.
     pub control: ControlSource,
+    /// How its threads run.
+    pub threads: Threads,
+}
+
+/// How the threads of an instance run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// How many move packets; `None` begins with one and adds more while it is busy with several peers.
+    pub workers: Option<NonZeroUsize>,
+    /// Whether these run before fairly scheduled threads while they have work to do.
+    pub realtime: bool,
 }
 
 /// Where a control socket comes from.
@@ -96,7 +108,7 @@ impl Supervisor {
     ///
     /// If the name of a link to be made is in use, it waits a moment for a daemon that is on its way out.
     pub async fn start(&mut self, spec: InstanceSpec) -> Result<InstanceId, StartError> {
-        let device = Arc::new(open_device(&spec.name, spec.tun, &spec.control).await?);
+        let device = Arc::new(open_device(&spec.name, spec.tun, &spec.control, spec.threads).await?);
         let name: InstanceName = device.name().parse()?;
         let control = match spec.control {
             ControlSource::Create(directory) => ControlSocket::bind(&directory, &name)?,
@@ -172,21 +184,33 @@ impl Supervisor {
 ///
 /// A daemon whose socket file was removed, or that was told to end, keeps its link for some hundredths of a second
 /// longer. Who ends one and starts the next should not have to know that.
-async fn open_device(name: &InstanceName, tun: TunSource, control: &ControlSource) -> Result<Device, StartError> {
+async fn open_device(
+    name: &InstanceName,
+    tun: TunSource,
+    control: &ControlSource,
+    threads: Threads,
+) -> Result<Device, StartError> {
     if matches!(tun, TunSource::Create) {
         let give_up = time::Instant::now() + PATIENCE;
         loop {
             check_free(name, control)?;
-            match Device::open(DeviceConfig::new(name.to_string())) {
+            match Device::open(device_config(name, threads)) {
                 Err(DeviceError::NameInUse { .. }) if time::Instant::now() < give_up => time::sleep(TRY_EVERY).await,
                 outcome => return Ok(outcome?),
             }
         }
     }
     check_free(name, control)?;
-    let mut config = DeviceConfig::new(name.to_string());
+    let mut config = device_config(name, threads);
     config.tun = tun;
     Ok(Device::open(config)?)
+}
+
+fn device_config(name: &InstanceName, threads: Threads) -> DeviceConfig {
+    let mut config = DeviceConfig::new(name.to_string());
+    config.workers = threads.workers;
+    config.realtime = threads.realtime;
+    config
 }
 
 /// Asking early spares the user a complaint about the TUN device, which is then taken too.

@@ -17,9 +17,11 @@ mod netns;
 #[path = "support/wire.rs"]
 mod wire;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -665,6 +667,94 @@ fn two_interfaces_of_one_host_keep_their_traffic_apart() {
     all_at_once(&ways);
 }
 
+#[test]
+fn several_workers_share_the_peers_of_one_interface() {
+    needs_namespaces!();
+    let star = Star::with_hub(4, Outer::V4, &[("WG_THREADS", "3")]);
+    assert_eq!(star.hub_workers(), 3);
+    assert_eq!(star.hub_sockets(51_820), 3, "a socket for each worker");
+    all_at_once(&star.all_ways());
+
+    star.hub.sh("wg set wg0 listen-port 40404");
+    assert_eq!(star.hub_sockets(40_404), 3);
+    let reach_all = || star.all_ways().iter().step_by(2).for_each(|way| way.from.reach(&way.target.to_string()));
+    reach_all();
+    star.hub.sh("ip link set wg0 down");
+    assert_eq!(star.hub_sockets(40_404), 0);
+    // With the link, its IPv6 addresses went down.
+    let addresses = format!("ip addr add {}/64 dev wg0", Inner::V6.address(0, 0));
+    star.hub.sh(&format!("ip link set wg0 up; {addresses}"));
+    reach_all();
+    assert_eq!(star.hub_sockets(40_404), 3);
+    all_at_once(&star.all_ways());
+}
+
+#[test]
+fn an_interface_that_is_busy_with_several_peers_gets_another_worker() {
+    needs_namespaces!();
+    if thread::available_parallelism().is_ok_and(|processors| processors.get() == 1) {
+        return netns::say("left out: there is one processor, and never more than one worker");
+    }
+    let star = Star::new(2, Outer::V4);
+    assert_eq!(star.hub_workers(), 1);
+    let begun = Instant::now();
+    while star.hub_workers() == 1 {
+        assert!(begun.elapsed() < SOON, "the hub stays with one worker");
+        together(&star.all_ways(), |seed, way| {
+            let flow = TcpFlow { way, port: 6_300 + seed as u16, pace: Pace::Stream, segment_len: None, seed };
+            flow.run(&[1 << 20; 8]);
+        });
+    }
+    all_at_once(&star.all_ways());
+}
+
+#[test]
+fn a_worker_runs_before_others_under_load_and_like_others_afterwards() {
+    needs_namespaces!();
+    if !may_schedule() {
+        return netns::say("left out: it needs CAP_SYS_NICE");
+    }
+    let star = Star::new(1, Outer::V4);
+    assert_eq!(star.hub_scheduling(), [FAIR]);
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Ordering::Relaxed) {
+                together(&star.all_ways(), |seed, way| {
+                    let flow = TcpFlow { way, port: 7_300 + seed as u16, pace: Pace::Stream, segment_len: None, seed };
+                    flow.run(&[1 << 20; 4]);
+                });
+            }
+        });
+        let _end = EndOnDrop(&has_ended);
+        wait_until("the worker is preferred", SOON, || {
+            star.hub_scheduling().iter().any(|policy| policy == PREFERRED).then_some(())
+        });
+    });
+    star.hub.ping_every(Duration::from_millis(10), "10.9.0.2").wait_for(20);
+    wait_until("it is like others again", SOON, || (star.hub_scheduling() == [FAIR]).then_some(()));
+}
+
+/// `SCHED_OTHER` and `SCHED_RR`, as `/proc` has them.
+const FAIR: &str = "0";
+const PREFERRED: &str = "2";
+
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether this process, and so the daemons it starts, may prefer threads.
+fn may_schedule() -> bool {
+    const CAP_SYS_NICE: u64 = 1 << 23;
+    let status = fs::read_to_string("/proc/self/status").expect("/proc is there");
+    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("a line about capabilities");
+    u64::from_str_radix(held.trim(), 16).is_ok_and(|held| held & CAP_SYS_NICE != 0)
+}
+
 /// Flows of every way at the same time, all on the same port, each with a content of its own.
 fn all_at_once(ways: &[Way<'_>]) {
     // UDP alone first: unless TCP fills the queues, nothing may be lost.
@@ -748,8 +838,14 @@ const UDP_HEADER_LEN: usize = 8;
 
 impl Star {
     fn new(spokes: usize, outer: Outer) -> Star {
+        Star::with_hub(spokes, outer, &[])
+    }
+
+    /// The hub's daemon has these variables.
+    fn with_hub(spokes: usize, outer: Outer, variables: &[(&str, &str)]) -> Star {
         let mut star = Star { spokes: Vec::new(), hub: Host::new("hub"), keys: Keys::new(), outer };
-        bring_up(&star.hub, "wg0", &star.keys, 0, 0);
+        star.hub.start_with(Daemon::Wgd, "wg0", variables);
+        configure(&star.hub, "wg0", &star.keys, 0, 0);
         for _ in 0..spokes {
             star.add_spoke("wg0", 0);
         }
@@ -815,6 +911,40 @@ impl Star {
     }
 }
 
+impl Star {
+    /// How many threads of the hub's daemon move packets.
+    fn hub_workers(&self) -> usize {
+        self.hub_worker_threads().len()
+    }
+
+    fn hub_worker_threads(&self) -> Vec<PathBuf> {
+        let daemon = self.hub.processes(&Daemon::Wgd.process_name())[0];
+        let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("the daemon runs");
+        let is_worker = |thread: &PathBuf| {
+            let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
+            name.starts_with("wgd") && name.trim_end().ends_with("-wg0")
+        };
+        threads.filter_map(|thread| Some(thread.ok()?.path())).filter(is_worker).collect()
+    }
+
+    /// The scheduling policies of the hub's workers.
+    fn hub_scheduling(&self) -> Vec<String> {
+        const POLICY: usize = 40;
+        self.hub_worker_threads()
+            .iter()
+            .filter_map(|thread| fs::read_to_string(thread.join("stat")).ok())
+            .filter_map(|stat| stat.split_whitespace().nth(POLICY).map(str::to_owned))
+            .collect()
+    }
+
+    /// How many IPv4 sockets of the hub listen on a port.
+    fn hub_sockets(&self, port: u16) -> usize {
+        let end = format!(":{port:04X}");
+        let sockets = self.hub.sh("cat /proc/net/udp");
+        sockets.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&end))).count()
+    }
+}
+
 impl Spoke {
     #[track_caller]
     fn introduce_hub(&self, public_key: &str) {
@@ -833,6 +963,11 @@ fn introduce(hub: &Host, interface: &str, spoke: &Spoke, endpoint: &str) {
 #[track_caller]
 fn bring_up(host: &Host, interface: &str, keys: &Keys, network: usize, node: usize) {
     host.start(Daemon::Wgd, interface);
+    configure(host, interface, keys, network, node);
+}
+
+#[track_caller]
+fn configure(host: &Host, interface: &str, keys: &Keys, network: usize, node: usize) {
     set_private_key(host, interface, keys);
     // A spoke has one interface; the hub's have ports of their own.
     let port = if node == 0 { 51_820 + network } else { 51_820 };

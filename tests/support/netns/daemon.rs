@@ -38,10 +38,16 @@ impl Host {
     /// Starts the daemon as `wg-quick` does, in the background, and returns its process.
     #[track_caller]
     pub fn start(&self, daemon: Daemon, interface: &str) -> Process {
+        self.start_with(daemon, interface, &[])
+    }
+
+    /// Like [`Host::start`], with these variables.
+    #[track_caller]
+    pub fn start_with(&self, daemon: Daemon, interface: &str, variables: &[(&str, &str)]) -> Process {
         let before = self.processes(&daemon.process_name());
         let program = daemon.program();
-        let started =
-            self.command(program.to_str().expect("a path in UTF-8")).arg(interface).output().expect("nsenter starts");
+        let mut command = self.command(program.to_str().expect("a path in UTF-8"));
+        let started = command.arg(interface).envs(variables.iter().copied()).output().expect("nsenter starts");
         assert!(
             started.status.success(),
             "{} {interface}: {}\n{}",
