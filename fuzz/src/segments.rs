@@ -75,9 +75,16 @@ pub fn segments(packet: &[u8], start: usize, is_tcp: bool, segment_len: usize) -
             segment[start + 4..start + 6].copy_from_slice(&(transport_len as u16).to_be_bytes());
         }
         segment[checksum_at..checksum_at + 2].fill(0);
-        let addresses = if is_v4 { 12..20 } else { 8..40 };
-        let protocol = [0, 0, 0, if is_tcp { 6 } else { 17 }];
-        let mut checksum = !sum(&[&segment[addresses], &protocol, &transport_len.to_be_bytes(), &segment[start..]]);
+        let pseudo_header = if start == if is_v4 { 20 } else { 40 } {
+            let addresses = if is_v4 { 12..20 } else { 8..40 };
+            [&segment[addresses], &[0, if is_tcp { 6 } else { 17 }]].concat()
+        } else {
+            // Behind options or extension headers, which may hold another destination, only the sum that came with the
+            // packet knows the addresses. It has the length of the whole.
+            let whole_len = (packet.len() - start) as u16;
+            [&packet[checksum_at..checksum_at + 2], &(!whole_len).to_be_bytes()].concat()
+        };
+        let mut checksum = !sum(&[&pseudo_header, &transport_len.to_be_bytes(), &segment[start..]]);
         if checksum == 0 && !is_tcp {
             checksum = 0xffff;
         }

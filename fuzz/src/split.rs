@@ -8,7 +8,7 @@ use wg_core::{PADDING_SLACK, PacketSource};
 use wg_tun::offload::{HEADER_LEN, LONG_HEADER_LEN, NEEDS_CHECKSUM, SplitBatch, VirtioHeader, for_each_packet};
 
 use super::input::Input;
-use super::segments::{complete, segments};
+use super::segments::{complete, segments, sum};
 
 /// Frames looked at, so that an input costs milliseconds.
 const MAX_FRAMES: usize = 8;
@@ -99,9 +99,25 @@ fn model(header: VirtioHeader, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
             complete(packet, start, usize::from(header.checksum_offset)).map(|packet| vec![packet])
         }
         (0, 4 | 6) => Some(vec![packet.to_vec()]),
-        (1, 4) | (4, 6) | (5, 4 | 6) if header.flags & NEEDS_CHECKSUM != 0 => {
-            let is_tcp = header.gso_type & 0x7f != 5;
-            segments(packet, start, is_tcp, usize::from(header.segment_len))
+        (kind @ 1, 4) | (kind @ 4, 6) | (kind @ 5, 4 | 6) => {
+            let (is_tcp, is_v4) = (kind != 5, version == 4);
+            let segment_len = usize::from(header.segment_len);
+            if header.flags & NEEDS_CHECKSUM != 0 {
+                return segments(packet, start, is_tcp, segment_len);
+            }
+            // Whoever joined it has looked at the checksums, and does not say where they are: right behind the IP header.
+            let (addresses, protocol_at, start) =
+                if is_v4 { (12..20, 9, usize::from(packet[0] % 16) * 4) } else { (8..40, 6, 40) };
+            let protocol = if is_tcp { 6 } else { 17 };
+            if *packet.get(protocol_at)? != protocol {
+                return None;
+            }
+            let checksum_at = start + if is_tcp { 16 } else { 6 };
+            let whole_len = (packet.len().checked_sub(start)? as u16).to_be_bytes();
+            let partial = sum(&[packet.get(addresses)?, &[0, protocol], &whole_len]);
+            let mut packet = packet.to_vec();
+            packet.get_mut(checksum_at..checksum_at + 2)?.copy_from_slice(&partial.to_be_bytes());
+            segments(&packet, start, is_tcp, segment_len)
         }
         _ => None,
     }

@@ -154,6 +154,55 @@ fn headers_of_any_length_are_repeated_in_front_of_each_segment() {
 }
 
 #[test]
+fn behind_a_source_route_the_checksum_is_about_the_last_destination() {
+    let last = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77];
+    let mut inner = udp(3000);
+    inner.extend(Draw(5).bytes(3000));
+    let mut packet = with_extension_headers(17, 1, &inner);
+    let (transport, whole_len) = (48, inner.len() as u16);
+    let sum_to = |packet: &[u8], len: u16| sum(&[&packet[8..24], &last, &[0, 17], &len.to_be_bytes()]);
+    // What the kernel leaves in the checksum field.
+    let partial = sum_to(&packet, whole_len);
+    packet[transport + 6..transport + 8].copy_from_slice(&partial.to_be_bytes());
+    let header = VirtioHeader {
+        flags: NEEDS_CHECKSUM,
+        gso_type: 5,
+        header_len: 0,
+        segment_len: 1000,
+        checksum_start: transport as u16,
+        checksum_offset: 6,
+    };
+    let (segments, _) = split(header, &packet);
+    assert_eq!(segments.len(), 3);
+    for segment in segments {
+        let len = (segment.len() - transport) as u16;
+        let addresses = sum_to(&segment, len).to_be_bytes();
+        assert_eq!(sum(&[&addresses, &segment[transport..]]), 0xffff, "its receiver finds the checksum right");
+    }
+}
+
+#[test]
+fn what_follows_a_fragment_of_its_flow_does_not_overtake_it() {
+    let mut draw = Draw(6);
+    let mut datagram = |is_fragment: bool| -> Vec<u8> {
+        let mut packet = with_options(17, &[], &[udp(100), draw.bytes(100)].concat());
+        // Linux forbids fragments of what is short, and cannot of what it fragments itself.
+        packet[6] = if is_fragment { 0x20 } else { 0x40 };
+        checksum(&mut packet, 20, false);
+        let header_sum = {
+            packet[10..12].fill(0);
+            !sum(&[&packet[..20]])
+        };
+        packet[10..12].copy_from_slice(&header_sum.to_be_bytes());
+        packet
+    };
+    let packets = [datagram(false), datagram(false), datagram(true), datagram(false), datagram(false)];
+    let written = join(&packets);
+    assert_eq!(written.len(), 3);
+    assert_eq!(written[1].1, packets[2], "the fragment stays in its place");
+}
+
+#[test]
 fn a_super_packet_with_more_segments_than_a_round_is_given_out_in_several() {
     let mut inner = tcp(&mut Draw(1));
     let headers_len = 20 + inner.len();

@@ -190,7 +190,12 @@ impl CoalesceBatch {
         let shape = Shape::of(packet);
         let flow = match &shape {
             Some(shape) => self.run_of_flow(packet, shape, guess),
-            None => None,
+            None => {
+                if may_hide_a_flow(packet) {
+                    self.close_all();
+                }
+                None
+            }
         };
         match (flow, shape) {
             (Some(index), Some(shape)) if self.continues(index, at, len, &shape) => {
@@ -362,6 +367,12 @@ impl CoalesceBatch {
             self.top = run.end;
         }
         run.limit = run.end;
+    }
+
+    fn close_all(&mut self) {
+        while let Some(open) = self.open.last() {
+            self.close(open.index);
+        }
     }
 
     /// Where the next packet goes if it continues nothing.
@@ -627,6 +638,21 @@ fn flow_tag(packet: &[u8], transport: usize) -> u64 {
         (8..40).step_by(8).fold(0, |mixed: u64, at| mixed.wrapping_mul(ODD) ^ u64_at(packet, at))
     };
     (addresses ^ ports << 16).wrapping_mul(ODD) ^ ports
+}
+
+/// Whether a packet without a shape may be of a flow nevertheless: a fragment, or one with IP options or extension headers.
+/// What the flow sends afterwards must not overtake it.
+fn may_hide_a_flow(packet: &[u8]) -> bool {
+    const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
+    match packet.first() {
+        Some(0x45) if packet.len() >= IPV4_HEADER_LEN => {
+            u16_at(packet, 6) & 0x3fff != 0 || matches!(packet[9], PROTOCOL_TCP | PROTOCOL_UDP)
+        }
+        Some(first) if first >> 4 == 6 && packet.len() >= IPV6_HEADER_LEN => {
+            matches!(packet[6], PROTOCOL_TCP | PROTOCOL_UDP) || EXTENSIONS.contains(&packet[6])
+        }
+        _ => true,
+    }
 }
 
 /// Same addresses and ports, both of the kind given.

@@ -270,11 +270,19 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn open(packet: &[u8], start: usize, kind: Kind, header: VirtioHeader) -> Option<Segments> {
-        let transport = usize::from(header.checksum_start);
         let ip_len = if kind.is_v4() { ip_header_len_v4(packet) } else { IPV6_HEADER_LEN };
+        let protocol = if kind.is_tcp() { PROTOCOL_TCP } else { PROTOCOL_UDP };
+        let needs_checksum = header.flags & NEEDS_CHECKSUM != 0;
+        let transport = match needs_checksum {
+            true => usize::from(header.checksum_start),
+            // Joined by a network card or another machine's kernel, which found the checksums right: then nobody says
+            // where they are.
+            false if *packet.get(if kind.is_v4() { 9 } else { 6 })? == protocol => ip_len,
+            false => return None,
+        };
         // Only IPv6 may have something between its header and the transport header.
         let is_in_place = if kind.is_v4() { transport == ip_len } else { transport >= ip_len };
-        if !is_in_place || ip_len < IPV4_HEADER_LEN || header.flags & NEEDS_CHECKSUM == 0 || header.segment_len == 0 {
+        if !is_in_place || ip_len < IPV4_HEADER_LEN || header.segment_len == 0 {
             return None;
         }
         let transport_len =
@@ -304,9 +312,17 @@ impl Segments {
             field[4..6].fill(0);
         }
         let checksum_at = kind.checksum_offset();
+        let partial = u16_at(field, checksum_at);
         field[checksum_at..checksum_at + 2].fill(0);
-        let protocol = if kind.is_tcp() { PROTOCOL_TCP } else { PROTOCOL_UDP };
-        let transport_sum = sum(field) + address_sum(&headers, kind.is_v4(), protocol);
+        let header_sum = sum(field);
+        let is_plain = if kind.is_v4() { ip_len == IPV4_HEADER_LEN } else { transport == IPV6_HEADER_LEN };
+        let pseudo_sum = match is_plain || !needs_checksum {
+            true => address_sum(&headers, kind.is_v4(), protocol),
+            // A source route may have put another destination into the header than the checksum is about: only the
+            // kernel's sum knows it. It has the length of the whole.
+            false => u32::from(partial) + u32::from(!fold((packet.len() - transport) as u32)),
+        };
+        let transport_sum = header_sum + pseudo_sum;
         Some(Segments {
             outer: None,
             kind,

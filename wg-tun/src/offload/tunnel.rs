@@ -35,7 +35,10 @@ pub(super) fn open(packet: &[u8], start: usize, header: VirtioHeader, inner_at: 
     let inner = packet.get(inner_at..)?;
     // To the kernel, all of these are little-endian once there is a tunnel.
     let field = |value: u16| u16::from_le_bytes(value.to_ne_bytes());
-    let checksum_start = usize::from(field(header.checksum_start)).checked_sub(inner_at)?;
+    let checksum_start = match header.flags & NEEDS_CHECKSUM {
+        0 => 0,
+        _ => usize::from(field(header.checksum_start)).checked_sub(inner_at)?,
+    };
     let inner_header = VirtioHeader {
         flags: header.flags & NEEDS_CHECKSUM,
         gso_type: header.gso_type & !GSO_TUNNEL,

@@ -177,13 +177,14 @@ fn a_header_that_contradicts_its_tunnel_yields_nothing_and_is_counted() {
             packets
         };
         assert_eq!(count(good, inner_at, &packet), 3);
+        // Whoever joined it has looked at the checksums, and does not say where they are.
+        assert_eq!(count(VirtioHeader { flags: good.flags & !1, checksum_start: 0, ..good }, inner_at, &packet), 3);
         let other_family = good.gso_type ^ 0x60;
         let bad_headers = [
             VirtioHeader { gso_type: other_family, ..good },
             VirtioHeader { gso_type: good.gso_type | 0x60, ..good },
             VirtioHeader { gso_type: good.gso_type & 0x60, ..good },
             VirtioHeader { gso_type: good.gso_type ^ 1 ^ 4, ..good },
-            VirtioHeader { flags: good.flags & !1, ..good },
             VirtioHeader { segment_len: 0, ..good },
             VirtioHeader { checksum_start: inner_at as u16 - 2, ..good },
             VirtioHeader { checksum_start: good.checksum_start + 4, ..good },
