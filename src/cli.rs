@@ -130,7 +130,6 @@ Environment:
   WG_LOG_LEVEL, WG_LOG_FILE, WG_LOG_FORMAT, WG_TUN_FD, WG_UAPI_FD, WG_THREADS
                            like the option of that name; an option wins over its variable
   WG_SUDO=1                like --disable-drop-privileges
-  WGD_NICE=N               priority of the daemon, -20 (most) to 19; -10 without this
   WGD_REALTIME=0           threads that move packets never run before those of other programs
   WG_COLOR_MODE, WG_HIDE_KEYS, NO_COLOR
                            as wg knows them, for `wgd show`

@@ -33,10 +33,6 @@ use crate::logging::{self, LogDestination, LogFormat};
 use crate::privileges;
 use crate::supervisor::{ControlSource, InstanceEnd, InstanceSpec, StartError, Supervisor, Threads};
 
-/// Priority of the daemon unless told otherwise: when all processors are busy, whatever sends and receives through the
-/// tunnel waits for it, as it would wait for the kernel.
-const USUAL_NICE: i32 = -10;
-
 /// Runs the daemon, or starts it in the background and waits until it is ready.
 pub fn run(args: DaemonArgs) -> ExitCode {
     let settings = match Settings::read(args, |name| env::var_os(name)) {
@@ -67,8 +63,6 @@ struct Settings {
     uapi_fd: Option<RawFd>,
     privileges: Privileges,
     threads: Threads,
-    /// Priority of the whole process.
-    nice: i32,
     /// Options of boringtun-cli that were given and have no meaning here.
     without_meaning: Vec<&'static str>,
 }
@@ -135,23 +129,14 @@ impl Settings {
         let keep =
             args.disable_drop_privileges || text("WG_SUDO").map_or(Ok(false), |value| switch("WG_SUDO", value))?;
 
-        let workers = match (args.threads, text("WG_THREADS")) {
-            (Some(count), _) => Some(count),
-            (None, Some(value)) => {
-                let count = value.parse().map_err(|_| wrong("WG_THREADS", value, "a number of threads from 1 on"))?;
-                Some(count)
-            }
-            (None, None) if args.disable_multi_queue => Some(NonZeroUsize::MIN),
-            (None, None) => None,
-        };
-        let realtime = text("WGD_REALTIME").map_or(Ok(true), |value| switch("WGD_REALTIME", value))?;
-        let nice = match text("WGD_NICE") {
+        let asked = match text("WG_THREADS") {
             Some(value) => {
-                let nice = value.parse().ok().filter(|nice| (-20..=19).contains(nice));
-                nice.ok_or_else(|| wrong("WGD_NICE", value, "a number from -20 (most preferred) to 19"))?
+                Some(value.parse().map_err(|_| wrong("WG_THREADS", value, "a number of threads from 1 on"))?)
             }
-            None => USUAL_NICE,
+            None => None,
         };
+        let workers = if args.disable_multi_queue { Some(NonZeroUsize::MIN) } else { args.threads.or(asked) };
+        let realtime = text("WGD_REALTIME").map_or(Ok(true), |value| switch("WGD_REALTIME", value))?;
         let without_meaning = [("--disable-connected-udp", args.disable_connected_udp)];
 
         let tun_fd = descriptor_number("WG_TUN_FD", args.tun_fd, text("WG_TUN_FD"))?;
@@ -174,7 +159,6 @@ impl Settings {
             uapi_fd,
             privileges: if keep { Privileges::Keep } else { Privileges::Drop },
             threads: Threads { workers, realtime },
-            nice,
             without_meaning: without_meaning
                 .into_iter()
                 .filter(|(_, given)| *given)
@@ -420,10 +404,6 @@ fn prepare(settings: &Settings) -> Result<tokio::runtime::Runtime, DaemonError> 
         let _ = rustix::process::setsid();
         let _ = rustix::process::chdir("/");
     }
-    // All threads inherit it. Without the privilege to be preferred it stays at what it is.
-    if let Err(error) = rustix::process::setpriority_process(None, settings.nice) {
-        tracing::debug!(%error, nice = settings.nice, "the process keeps its priority");
-    }
     match settings.privileges {
         Privileges::Drop => privileges::drop_unneeded().map_err(DaemonError::Privileges)?,
         Privileges::Keep => {
@@ -642,14 +622,14 @@ mod tests {
     }
 
     #[test]
-    fn workers_and_priority_are_chosen_and_nonsense_in_them_is_named() {
-        let chosen = |variables: &[(&str, &str)]| read(variables).map(|settings| (settings.threads, settings.nice));
-        assert_eq!(chosen(&[]), Ok((Threads { workers: None, realtime: true }, USUAL_NICE)));
-        let variables = [("WG_THREADS", "4"), ("WGD_REALTIME", "no"), ("WGD_NICE", "5")];
-        assert_eq!(chosen(&variables), Ok((Threads { workers: NonZeroUsize::new(4), realtime: false }, 5)));
-        for (name, value) in [("WG_THREADS", "many"), ("WG_THREADS", "0"), ("WGD_NICE", "-21"), ("WGD_NICE", "low")] {
-            let error = chosen(&[(name, value)]).expect_err(value).to_string();
-            assert!(error.starts_with(&format!("{name}={value}: expected a number")), "{error}");
+    fn workers_are_chosen_and_nonsense_about_them_is_named() {
+        let threads = |variables: &[(&str, &str)]| read(variables).map(|settings| settings.threads);
+        assert_eq!(threads(&[]), Ok(Threads { workers: None, realtime: true }));
+        let chosen = threads(&[("WG_THREADS", "4"), ("WGD_REALTIME", "no")]);
+        assert_eq!(chosen, Ok(Threads { workers: NonZeroUsize::new(4), realtime: false }));
+        for (name, value) in [("WG_THREADS", "many"), ("WG_THREADS", "0"), ("WGD_REALTIME", "sometimes")] {
+            let error = threads(&[(name, value)]).expect_err(value).to_string();
+            assert!(error.starts_with(&format!("{name}={value}: expected ")), "{error}");
         }
         let single = Settings::read(DaemonArgs { disable_multi_queue: true, ..args() }, |_| None).expect("valid");
         assert_eq!(single.threads.workers, Some(NonZeroUsize::MIN));

@@ -33,7 +33,8 @@ const MAX_SEGMENTS: u32 = 64;
 const MAX_TRAIN_LEN: usize = 65_507;
 /// Distance of trains in memory. Not a power of two, so that their heads do not compete for one cache set.
 const TRAIN_STRIDE: usize = 65_536 + 4_160;
-/// Trains in a batch. A batch of 64 packets to 64 peers needs 64; what a new session sets free, two or three each.
+/// Trains in a batch. A batch of 64 packets to 64 peers needs 64; what a new session sets free, two or three, or in the
+/// worst case, lengths that alternate, 128. What finds no room is counted.
 const MAX_TRAINS: usize = 256;
 
 /// Datagrams to be sent: the sink of the engine, and the call that empties it.
@@ -86,10 +87,7 @@ impl OutBatch {
         if version == 0 {
             return Vec::new();
         }
-        if self.sources.routes_version != version {
-            self.sources.routes_version = version;
-            self.sources.verdicts.clear();
-        }
+        self.sources.begin(version, mark);
         let mut outdated = Vec::new();
         for train in &mut self.trains {
             let Some(source) = train.to.source else { continue };

@@ -112,7 +112,8 @@ pub(crate) enum Scheduling {
 /// Schedules the calling thread so from now on, but not those it starts. `Realtime` needs CAP_SYS_NICE or RLIMIT_RTPRIO.
 pub(crate) fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
     let (policy, sched_priority) = match scheduling {
-        Scheduling::Fair => (libc::SCHED_OTHER, 0),
+        // Who may go back to real time by a resource limit only may not take the other flag away.
+        Scheduling::Fair => (libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0),
         Scheduling::Realtime => (libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1),
     };
     // SAFETY: zero is a value of sched_param, which has more fields with some C libraries.
@@ -508,6 +509,8 @@ pub(crate) struct TunFlags {
     /// Packets carry a virtio header.
     pub(crate) has_virtio_header: bool,
     pub(crate) has_many_queues: bool,
+    /// It was there before us, or is meant to stay: somebody else's.
+    pub(crate) is_persistent: bool,
 }
 
 /// Asks a TUN descriptor for its link. `EBADFD` if the link is deleted, another error if it is no TUN descriptor.
@@ -524,6 +527,7 @@ pub(crate) fn tun_flags(fd: BorrowedFd<'_>) -> io::Result<TunFlags> {
         is_tun: flags & libc::IFF_TUN != 0,
         has_virtio_header: flags & libc::IFF_VNET_HDR != 0,
         has_many_queues: flags & libc::IFF_MULTI_QUEUE != 0,
+        is_persistent: flags & libc::IFF_PERSIST != 0,
     })
 }
 
@@ -541,6 +545,10 @@ pub(crate) fn open_tun_queue(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     unsafe { request.ifr_ifru.ifru_flags &= !(libc::IFF_PERSIST as libc::c_short) };
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    // Had the link been renamed meanwhile, this would be a queue of a new one.
+    if tun_flags(queue.as_fd())?.name != tun_flags(fd)?.name {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
     Ok(queue)
 }
 

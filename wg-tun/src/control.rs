@@ -115,6 +115,8 @@ impl Control {
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut ready = [Ready::default(); 8];
         let mut has_more = true;
+        // The link may have come up before all workers were there.
+        self.complete_pairs();
         while !self.shared.is_stopping.load(Ordering::Acquire) {
             for event in self.epoll.wait(&mut ready, self.timeout(has_more))? {
                 match event.token {
@@ -358,15 +360,22 @@ impl Control {
                 Ok(()) => tracing::debug!(workers = workers.count(), "the interface is busy: one more worker"),
                 Err(error) => return tracing::debug!(%error, "no further worker"),
             }
-            let settings = self.shared.settings.lock();
-            let mut pairs = self.shared.sockets.all();
-            if !pairs.is_empty() {
-                self.add_pairs(&mut pairs);
-                self.shared.sockets.publish(pairs);
-            }
-            drop(settings);
-            self.shared.workers.wake_all();
+            self.complete_pairs();
         }
+    }
+
+    /// Gives sockets to the workers that have none yet, if there are any.
+    fn complete_pairs(&self) {
+        {
+            let _settings = self.shared.settings.lock();
+            let mut pairs = self.shared.sockets.all();
+            if pairs.is_empty() || pairs.len() >= self.shared.workers.count() {
+                return;
+            }
+            self.add_pairs(&mut pairs);
+            self.shared.sockets.publish(pairs);
+        }
+        self.shared.workers.wake_all();
     }
 
     /// A full table arriving from a routing daemon is one change a second, not thousands.

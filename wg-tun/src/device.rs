@@ -281,6 +281,10 @@ impl Published {
         old
     }
 
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
     /// All sockets; none while nothing is bound.
     pub(crate) fn all(&self) -> Vec<Arc<UdpSockets>> {
         self.sockets.read().clone()
@@ -313,6 +317,9 @@ pub(crate) struct WorkerSockets {
 
 impl Device {
     /// Opens the TUN device and starts its threads.
+    ///
+    /// The kernel lets nobody take a link that is in use, but for two that make the same one at the same moment: whoever
+    /// may do that has to decide who comes first, as the daemon does by its control socket.
     pub fn open(config: DeviceConfig) -> Result<Device, DeviceError> {
         let DeviceConfig { name, tun, mtu, workers, realtime } = config;
         let limit = workers.or(thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(MAX_WORKERS);
@@ -343,7 +350,7 @@ impl Device {
         most_workers: usize,
         is_realtime: bool,
     ) -> Result<Device, (&'static str, io::Error)> {
-        if tun.is_made_here()
+        if tun.is_ours()
             && let Err(error) = link::remove_queueing(name)
         {
             tracing::debug!(%error, "the link keeps its queueing discipline");
@@ -381,8 +388,13 @@ impl Device {
         let queue = shared.tun.first_queue().map_err(|error| ("the TUN device cannot be used", error))?;
         shared.start_worker(queue).map_err(|error| ("cannot start a worker", error))?;
         for _ in 1..workers {
-            let queue = shared.tun.another_queue().map_err(|error| ("no further queue of the TUN device", error))?;
-            shared.start_worker(queue).map_err(|error| ("cannot start a worker", error))?;
+            match shared.tun.another_queue() {
+                Ok(queue) => shared.start_worker(queue).map_err(|error| ("cannot start a worker", error))?,
+                Err(error) => {
+                    tracing::warn!(%error, workers = shared.workers.count(), "the interface has no more workers than these");
+                    break;
+                }
+            }
         }
         shared.spawn(format!("wgc-{name}"), move || control.run()).map_err(|error| ("cannot start a thread", error))?;
         Ok(device)

@@ -18,6 +18,7 @@ use crate::offload::{HEADER_LEN, Kind, LONG_HEADER_LEN, TUNNEL_HEADER_LEN};
 /// An open TUN device.
 pub(crate) struct Tun {
     handle: Handle,
+    is_ours: bool,
     header_len: usize,
     takes_udp: bool,
 }
@@ -67,21 +68,35 @@ impl Tun {
     /// With `many_queues` it can have more than one. Asked for a queue of a device that has many, the kernel gives it to
     /// anybody; asked for the only one of a device that is there, it refuses if that is in use.
     pub(crate) fn create(name: &str, mtu: u16, many_queues: bool) -> io::Result<Tun> {
+        let make = |many_queues| {
+            let builder = DeviceBuilder::new().name(name).mtu(mtu).offload(true).multi_queue(many_queues);
+            // The device stays down: whoever configures it brings it up.
+            builder.inherit_enable_state().build_sync()
+        };
         let is_there = cmsg::link_state(name).is_ok();
-        let builder = DeviceBuilder::new().name(name).mtu(mtu).offload(true).multi_queue(many_queues && !is_there);
-        // The device stays down: whoever configures it brings it up.
-        let device = match builder.inherit_enable_state().build_sync() {
+        let mut device = match make(many_queues && !is_there) {
             // Said of what is no TUN device, or has many queues. By now it may be gone.
             Err(error) if is_there && error.raw_os_error() == Some(libc::EINVAL) => {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
             }
             made => made?,
         };
+        let mut flags = cmsg::tun_flags(device.as_fd())?;
+        if is_there && many_queues && !flags.is_persistent {
+            // What was there has gone, and this is a new one after all.
+            drop(device);
+            device = make(many_queues)?;
+            flags = cmsg::tun_flags(device.as_fd())?;
+        }
         device.set_nonblocking(true)?;
-        ask_for_no_address(&cmsg::tun_flags(device.as_fd())?.name);
+        ask_for_no_address(&flags.name);
         let takes_udp = device.udp_gso();
-        let header_len = ask_for_tunnels(device.as_fd(), takes_udp)?;
-        Ok(Tun { handle: Handle::Made(device), header_len, takes_udp })
+        // The length of the header stays with a link that stays, and its next user may not expect it.
+        let header_len = match flags.is_persistent {
+            true => header_len(device.as_fd())?,
+            false => ask_for_tunnels(device.as_fd(), takes_udp)?,
+        };
+        Ok(Tun { handle: Handle::Made(device), is_ours: !flags.is_persistent, header_len, takes_udp })
     }
 
     /// Takes over an open descriptor, with or without a virtio header.
@@ -107,12 +122,17 @@ impl Tun {
                 let _ = cmsg::set_tun_offloads(fd.as_fd(), TunOffloads { udp: takes_udp, tunnels: true });
             }
         }
-        Ok(Tun { handle: Handle::Adopted(fd), header_len: header_len_found, takes_udp })
+        Ok(Tun { handle: Handle::Adopted(fd), is_ours: false, header_len: header_len_found, takes_udp })
     }
 
     /// Whether its link was made by us, and so in the network namespace of the thread that did.
     pub(crate) fn is_made_here(&self) -> bool {
         matches!(self.handle, Handle::Made(_))
+    }
+
+    /// Whether its link vanishes with it, and so is nobody else's to configure.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.is_ours
     }
 
     /// The name of its link now.

@@ -15,7 +15,8 @@ const MAX_VERDICTS: usize = 1 << 16;
 #[derive(Debug, Default)]
 pub(super) struct SourceCheck {
     query: Option<RouteQuery>,
-    pub(super) routes_version: u32,
+    /// The version of the routes and the mark that the verdicts are about.
+    asked: (u32, u32),
     pub(super) verdicts: HashMap<(SocketAddr, SourceAddr), Verdict>,
 }
 
@@ -30,6 +31,14 @@ pub(super) enum Verdict {
 }
 
 impl SourceCheck {
+    /// Forgets what was found with other routes or another mark.
+    pub(super) fn begin(&mut self, routes_version: u32, mark: u32) {
+        if self.asked != (routes_version, mark) {
+            self.asked = (routes_version, mark);
+            self.verdicts.clear();
+        }
+    }
+
     /// Whether datagrams from the source address still leave by the interface the peer was heard on. Linux's own
     /// WireGuard asks this of every route it looks up; one of ours is looked up once after each change of routes.
     pub(super) fn verdict(&mut self, remote: SocketAddr, source: SourceAddr, mark: u32) -> Verdict {
