@@ -160,8 +160,9 @@ fn a_tun_device_and_a_listening_socket_may_be_handed_over() {
     let tun = host.within(|| open_tun("wg7")).expect("a TUN device");
     let listener = UnixListener::bind(host.path("/run/wireguard/wg7.sock")).expect("bound");
     let mut command = host.command(&program());
-    command.arg("ignored").env("WG_TUN_FD", "10").env("WG_UAPI_FD", "11");
-    let output = pass_on(&mut command, &[(tun.as_raw_fd(), 10), (listener.as_raw_fd(), 11)]).output().expect("started");
+    command.arg("ignored").env("WG_TUN_FD", "210").env("WG_UAPI_FD", "211");
+    let output =
+        pass_on(&mut command, &[(tun.as_raw_fd(), 210), (listener.as_raw_fd(), 211)]).output().expect("started");
     assert!(output.status.success(), "{output:?}");
     drop((tun, listener));
     let daemon = host.processes("wgd")[0];
@@ -180,8 +181,8 @@ fn one_connected_client_may_be_handed_over_and_ends_the_daemon_with_its_connecti
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     ours.set_read_timeout(Some(SOON)).expect("a timeout");
     let mut command = host.command(&program());
-    command.args(["--uapi-fd", "10", "wg0"]);
-    let output = pass_on(&mut command, &[(theirs.as_raw_fd(), 10)]).output().expect("started");
+    command.args(["--uapi-fd", "210", "wg0"]);
+    let output = pass_on(&mut command, &[(theirs.as_raw_fd(), 210)]).output().expect("started");
     assert!(output.status.success(), "{output:?}");
     drop(theirs);
     let daemon = host.processes("wgd")[0];
@@ -301,6 +302,7 @@ fn program() -> String {
 }
 
 /// Has the command start with copies of these descriptors of ours under those numbers.
+/// The numbers are higher than any that this process has: a copy onto itself would stay closed on exec.
 fn pass_on<'a>(command: &'a mut Command, descriptors: &[(RawFd, RawFd)]) -> &'a mut Command {
     let descriptors = descriptors.to_vec();
     let copy_all = move || {
