@@ -273,16 +273,23 @@ fn no_change_of_settings_loses_a_packet_or_the_session() {
     assert_eq!(handshakes(), before, "not one of these changes calls for a handshake");
 }
 
+/// No handshake succeeds any more.
+fn preshare_on_the_left_alone(tunnel: &Tunnel) {
+    let (peer, preshared) = (&tunnel.right_keys.public, Keys::preshared());
+    tunnel.left.sh(&format!("wg set wg0 peer {peer} preshared-key <(echo {preshared})"));
+}
+
+const DOWN_AND_UP: &str = "ip link set wg0 down; ip link set wg0 up; ip route replace 10.9.0.0/24 dev wg0";
+
 #[test]
 fn a_preshared_key_on_one_side_alone_stops_the_next_handshake_only() {
     needs_namespaces!();
     let tunnel = Tunnel::new();
     tunnel.up();
     tunnel.left.reach("10.9.0.2");
-    let (peer, preshared) = (&tunnel.right_keys.public, Keys::preshared());
-    tunnel.left.sh(&format!("wg set wg0 peer {peer} preshared-key <(echo {preshared})"));
+    preshare_on_the_left_alone(&tunnel);
     assert!(tunnel.left.ping("10.9.0.2", SOON), "the session goes on");
-    tunnel.left.sh("ip link set wg0 down; ip link set wg0 up; ip route replace 10.9.0.0/24 dev wg0");
+    tunnel.left.sh(DOWN_AND_UP);
     assert!(!tunnel.left.ping("10.9.0.2", Duration::from_secs(2)), "a new session needs the same key on both sides");
 }
 
@@ -292,12 +299,11 @@ fn a_link_that_was_down_for_a_moment_has_no_session_left() {
     let tunnel = Tunnel::new();
     tunnel.up();
     tunnel.left.reach("10.9.0.2");
-    let (peer, preshared) = (&tunnel.right_keys.public, Keys::preshared());
-    tunnel.left.sh(&format!("wg set wg0 peer {peer} preshared-key <(echo {preshared})"));
+    preshare_on_the_left_alone(&tunnel);
     // A daemon that cannot look meanwhile hears of both changes at once.
     let daemon = tunnel.left_daemon();
     daemon.signal("STOP");
-    tunnel.left.sh("ip link set wg0 down; ip link set wg0 up; ip route replace 10.9.0.0/24 dev wg0");
+    tunnel.left.sh(DOWN_AND_UP);
     daemon.signal("CONT");
     assert!(!tunnel.left.ping("10.9.0.2", Duration::from_secs(2)), "the session outlived its link");
 }

@@ -19,6 +19,7 @@ mod cmsg;
 mod control;
 mod device;
 mod link;
+mod load;
 pub mod offload;
 mod tun;
 mod udp;
